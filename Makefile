@@ -1,0 +1,41 @@
+# make demo   a picture from a tiny pipeline on 4 CPU processes, compared with one process
+# make test   all tests            make lint   ruff + mypy
+# Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..."
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+DEMO_OUTPUT ?= demo_output/demo.png
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test lint clean
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+setup: $(INSTALLED)
+
+# torch first and on its own, so that the requirement in pyproject.toml finds it already there.
+$(INSTALLED): pyproject.toml
+	@python=""; for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; done; \
+	if [ -z "$$python" ]; then echo "seqpar needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	test -x $(BIN)/python || $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[diffusers,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m seqpar.tools.text_to_image --model tiny:flux --device cpu \
+	  --prompt "a lighthouse on a cliff, evening light" --ulysses-degree 2 --ring-degree 2 \
+	  --width 256 --height 256 --num-inference-steps 4 --seed 0 --compare --output $(DEMO_OUTPUT)
+
+test: setup
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,28 @@
+"""seqpar: sequence-parallel programs for PyTorch attention models, derived from the model's own code.
+
+    fast = seqpar.sp_compile(model, example_inputs, ulysses=2, ring=2)
+    out = fast(**inputs)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from seqpar.errors import SeqparError
+
+if TYPE_CHECKING:
+    from seqpar.compile import sp_compile
+    from seqpar.plan import plan
+    from seqpar.verify import verify
+
+__all__ = ["SeqparError", "plan", "sp_compile", "verify"]
+
+# Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
+PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.plan", "verify": "seqpar.verify"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'seqpar' has no attribute {name!r}")
+    value = getattr(importlib.import_module(PUBLIC[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,191 @@
+"""`sp_compile`: from a model and example inputs to a module that runs on all ranks."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from seqpar.errors import MeshError, SignatureError
+from seqpar.module import Program, SequenceParallelModule
+from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.bind import bind_groups
+from seqpar.passes.trace import Traced, trace
+from seqpar.signature import read
+
+log = logging.getLogger("seqpar")
+
+POST_TRACE_TIMEOUT_S = 600.0  # ranks may trace at different speed, a rank that fails says so at once
+
+
+def sp_compile(
+    model: torch.nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    *,
+    ulysses: int = 1,
+    ring: int = 1,
+    mesh: Any = None,
+    dynamic: bool | None = None,
+    backend: str | None = None,
+) -> SequenceParallelModule:
+    """Compile `model` into a sequence-parallel module over `ulysses` x `ring` processes.
+
+    Every rank calls it with the same model and the same example inputs, and later calls the result with the same full inputs; every
+    rank gets the full outputs.
+
+    Args:
+        model: any module; unchanged, and its parameters are shared, not copied.
+        example_inputs: positional (tuple) or keyword (dict) inputs, full (global) tensors; nested lists, numbers, strings, None.
+        ulysses: number of ranks that exchange attention heads.
+        ring: number of ranks keys and values travel around.
+        mesh: a `DeviceMesh` with dims named "ring" and "ulysses" (others may be present); built if None.
+        dynamic: None: symbolic lengths where the model permits, else a program per input shape; True, False: force.
+        backend: a Dynamo backend for the emitted program, for example "inductor"; None runs it as it is.
+
+    Raises:
+        MeshError: degrees, world size, mesh do not fit, or there is no process group.
+        TraceError: the model cannot be traced.
+        SignatureError: the example inputs do not fit the model.
+        DisagreementError: ranks hold different models, inputs or versions.
+    """
+    check_degrees(ulysses, ring)
+    args, kwargs = split_inputs(example_inputs)
+    canonical_call(inspect.signature(model.forward), args, kwargs)
+    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend)
+    return SequenceParallelModule(model, builder, args, kwargs)
+
+
+def split_inputs(example_inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a tuple or a dict."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, list | tuple):
+        return tuple(example_inputs), {}
+    raise SignatureError(f"example_inputs must be a tuple of positional or a dict of keyword inputs, not a {type(example_inputs).__name__}")
+
+
+def check_degrees(ulysses: int, ring: int) -> None:
+    """Raise MeshError unless both degrees are positive integers."""
+    for name, degree in (("ulysses", ulysses), ("ring", ring)):
+        if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
+            raise MeshError(f"{name} must be an integer >= 1, not {degree!r}")
+
+
+def device_type(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Where the model computes: the device type of its first parameter, else of its first input."""
+    tensors: list[torch.Tensor] = []
+    read([list(args), dict(kwargs)], [], tensors)
+    first = next(model.parameters(), None)
+    return first.device.type if first is not None else (tensors[0].device.type if tensors else "cpu")
+
+
+def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
+    """The mesh of process groups, or None when there is one process."""
+    if ulysses * ring == 1:
+        return None
+    from seqpar.runtime.mesh import build_mesh
+
+    return build_mesh(ulysses, ring, mesh=mesh, device_type=kind)
+
+
+class Agreement(Protocol):
+    """`seqpar.runtime.agree.check_agreement`."""
+
+    def __call__(self, fingerprint: str, mesh: Any, timeout_s: float = ...) -> None: ...
+
+
+class Compiler:
+    """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
+
+    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None):
+        self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
+        self.dynamic, self.backend = dynamic, backend
+        self.warned = False
+
+    def build(self, call: Call, *, static: bool) -> Program:
+        """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
+        self.agree("build " + model_fingerprint(self.model) + call_fingerprint(call) + f"{self.dynamic}{self.backend}")
+        dynamic = False if static and self.dynamic is None else self.dynamic
+        args, kwargs = call.rebuild(call.leaves)
+        try:
+            traced = trace(self.model, args, kwargs, dynamic=dynamic)
+            program, fingerprint = self.emit(traced)
+        except Exception as error:
+            self.tell_failure(error)
+            raise
+        self.agree(graph_fingerprint(traced) + fingerprint, POST_TRACE_TIMEOUT_S)
+        return program
+
+    def reuse(self, call: Call) -> None:
+        """All ranks must go on with the same call."""
+        self.agree("reuse " + call_fingerprint(call))
+
+    def emit(self, traced: Traced) -> tuple[Program, str]:
+        """The bound program of this rank, and what must be equal on all ranks."""
+        from seqpar.passes.pipeline import partition
+
+        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring)
+        if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
+            self.warned = True
+            warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
+        gm = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
+        if self.mesh is not None:
+            gm = bind_groups(gm, self.mesh)
+        run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=True, dynamic=traced.shape_env is not None)
+        return Program(traced, gm, run, partitioned.plan, tuple(partitioned.conditions)), partitioned.fingerprint
+
+    def agree(self, text: str, timeout_s: float | None = None) -> None:
+        """Compare `text` over the ranks of the sequence mesh."""
+        if self.mesh is None:
+            return
+        from seqpar.runtime.agree import check_agreement
+
+        content = f"{versions()} ulysses={self.ulysses} ring={self.ring} {text}"
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        if timeout_s is None:
+            check_agreement(fingerprint, self.mesh)
+        else:
+            check_agreement(fingerprint, self.mesh, timeout_s=timeout_s)
+
+    def tell_failure(self, error: Exception) -> None:
+        """Let the other ranks fail as well, without hiding this rank's own error."""
+        try:
+            self.agree(f"failed {type(error).__name__}: {error}")
+        except Exception as disagreement:
+            log.debug("while reporting a failure: %s", disagreement)
+
+
+def versions() -> str:
+    """The versions that must be equal on all ranks."""
+    try:
+        own = importlib.metadata.version("seqpar")
+    except importlib.metadata.PackageNotFoundError:
+        own = "unknown"
+    return f"seqpar={own} torch={torch.__version__}"
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """Class, mode, and shape and dtype of every parameter and buffer."""
+    state = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for source in (model.named_parameters(), model.named_buffers()) for name, tensor in source]
+    return f"{type(model).__qualname__} {model.training} {' '.join(state)}"
+
+
+def call_fingerprint(call: Call) -> str:
+    """Shapes, dtypes and plain values of a call (devices left out: ranks have their own)."""
+    parts = []
+    for path, leaf in zip(call.paths, call.leaves, strict=True):
+        parts.append(f"{path}:{tuple(leaf.shape)}{leaf.dtype}" if isinstance(leaf, torch.Tensor) else f"{path}:{leaf!r}")
+    return " ".join(parts)
+
+
+def graph_fingerprint(traced: Traced) -> str:
+    """Operators and wiring of the traced graph (device indices left out)."""
+    lines = []
+    for node in traced.gm.graph.nodes:
+        arguments = {key: value for key, value in node.kwargs.items() if key != "device"}
+        lines.append(f"{node.name}={node.op}:{getattr(node.target, '__name__', node.target)}{node.args}{arguments}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,288 @@
+"""The module `sp_compile` returns: the model's face, and a program per call signature behind it."""
+
+import functools
+import inspect
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import sympy
+import torch
+from torch import fx
+
+from seqpar.passes.arguments import Call
+from seqpar.passes.compat import pytree
+from seqpar.passes.guards import failed_guard
+from seqpar.passes.trace import Traced
+from seqpar.signature import Key, Signature, differences, fixed_part, read
+
+log = logging.getLogger("seqpar")
+
+# A method of the model with one of these in its name may replace layers or change numbers that are part of a program.
+CHANGES_MODEL = ("lora", "adapter", "fuse", "load", "quant", "set_", "enable_", "disable_", "register_", "apply")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One emitted program.
+
+    Shapes: `run` takes the global tensors of the placeholders of `traced.gm` and returns the flat outputs of the model, whole.
+    """
+
+    traced: Traced
+    gm: fx.GraphModule
+    run: Callable[..., Sequence[Any]]
+    plan: Any
+    conditions: tuple[sympy.Basic, ...] = ()
+
+    @property
+    def symbolic(self) -> bool:
+        """True if other input sizes can use it."""
+        return self.traced.shape_env is not None
+
+
+class Builder(Protocol):
+    """Makes programs; the same calls are made on every rank, in the same order."""
+
+    def build(self, call: Call, *, static: bool) -> Program:
+        """Trace, partition and bind for the sizes of `call`; `static`: an earlier program had no symbols."""
+
+    def reuse(self, call: Call) -> None:
+        """Check that all ranks reuse their program for `call`."""
+
+
+@dataclass(eq=False)
+class Specialisation:
+    """A program for one signature: from the tensors of a call to the model's result."""
+
+    program: Program
+    key: Key
+    call: Call
+    used: int = 0
+    orders: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+
+    def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> Any:
+        traced = self.program.traced
+        inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+        outputs = self.program.run(*inputs)
+        if traced.mutations:
+            write_back(traced, outputs, tensors, model)
+        return pytree.tree_unflatten(list(outputs[: traced.num_outputs]), traced.out_spec)
+
+
+def write_back(traced: Traced, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
+    """Copy the new contents of buffers and inputs the model writes to where they belong."""
+    with torch.no_grad():
+        for mutation in traced.mutations:
+            target = model.get_buffer(mutation.buffer) if mutation.buffer is not None else tensors[mutation.placeholder]  # type: ignore[index]
+            target.copy_(outputs[mutation.output])
+
+
+class SequenceParallelModule(torch.nn.Module):
+    """A drop-in replacement for a model that runs sequence-parallel programs.
+
+    It takes and returns full (global) tensors on every rank. Parameters, buffers, `state_dict`, `config`, `dtype`, methods: all the
+    model's own. A new combination of shapes, dtypes and values reuses a symbolic program or makes a new one, on all ranks together.
+    After adding layers to the model (unmerged adapters) directly, call `recompile()`.
+
+    Raises on call:
+        SignatureError: the inputs have another structure than the example.
+        TraceError, MeshError, DisagreementError: a new program was needed and could not be made.
+    """
+
+    def __init__(self, model: torch.nn.Module, builder: Builder, args: Sequence[Any], kwargs: Mapping[str, Any], *, max_programs: int = 32):
+        super().__init__()
+        del self.__dict__["training"]  # the model's own, through __getattr__
+        for shared in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[shared] = model.__dict__[shared]
+        state = {
+            "_model": model,
+            "_builder": builder,
+            "_signature": Signature(inspect.signature(model.forward), args, kwargs),
+            "_max_programs": max_programs,
+            "_programs": OrderedDict(),
+            "_fast": {},
+            "_clock": itertools.count(1),
+            "_current": None,
+            "_probe": first_parameter(model),
+        }
+        self.__dict__.update(state)
+        self.__dict__["forward"] = model_forward(self, model)
+        self._current = self._specialise(args, kwargs, None)
+
+    # ---- calling
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key: list[Any] = [len(args), tuple(kwargs)]
+        self._state_key(key)
+        tensors: list[torch.Tensor] = []
+        for value in args:
+            read(value, key, tensors)
+        for value in kwargs.values():
+            read(value, key, tensors)
+        found = self._fast.get(tuple(key))
+        if found is None:
+            specialisation = self._specialise(args, kwargs, tuple(key))
+            order = specialisation.orders.get(tuple(key))
+            if order is None:
+                return specialisation([leaf for leaf in self._signature.canonical(args, kwargs).leaves if isinstance(leaf, torch.Tensor)], self._model)
+        else:
+            specialisation, order = found
+            if specialisation is not self._current:
+                self.__dict__["_current"] = specialisation
+                specialisation.used = next(self._clock)
+        return specialisation([tensors[index] for index in order], self._model)
+
+    def _state_key(self, key: list[Any]) -> None:
+        """What a program depends on besides its inputs."""
+        parameters, name = self._probe
+        parameter = parameters.get(name)
+        device = "cpu" if parameter is None else parameter.device.type
+        autocast = torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
+        key += (
+            self._model.training, autocast, None if parameter is None else (parameter.dtype, parameter.device),
+            self._model.__dict__.get("_hf_peft_config_loaded"),
+        )  # fmt: skip
+
+    def _specialise(self, args: Sequence[Any], kwargs: Mapping[str, Any], fast_key: Key | None) -> Specialisation:
+        """The specialisation for this call: known, from a symbolic program, or newly built; remembered under `fast_key`."""
+        call = self._signature.check(args, kwargs)
+        items: list[Any] = []
+        self._state_key(items)
+        read(dict(zip(call.paths, call.leaves, strict=True)), items, [])
+        key = tuple(items)
+        specialisation = self._programs.get(key)
+        if specialisation is None:
+            specialisation = Specialisation(self._find_or_build(call, key), key, call)
+            self._programs[key] = specialisation
+            self._evict()
+        specialisation.used = next(self._clock)
+        self.__dict__["_current"] = specialisation
+        if fast_key is not None:
+            order = self._signature.tensor_order(args, kwargs)
+            if order is not None:
+                specialisation.orders[fast_key] = order
+                self._fast[fast_key] = (specialisation, order)
+        return specialisation
+
+    def _find_or_build(self, call: Call, key: Key) -> Program:
+        name = type(self._model).__name__
+        shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+        reasons = []
+        known = list({id(found.program): found for found in self._programs.values()}.values())
+        for found in known:
+            if not found.program.symbolic or fixed_part(found.key) != fixed_part(key):
+                continue
+            failed = failed_guard(found.program.traced, shapes, found.program.conditions)
+            if failed is None:
+                self._builder.reuse(call)
+                log.info("%s: the symbolic program is reused for %s", name, differences(found.call, call))
+                return found.program
+            reasons.append(f"the symbolic program needs {failed}")
+        if not known:
+            reason = "first call"
+        elif reasons:
+            reason = reasons[-1]
+        else:
+            reason = f"the program is fixed to its inputs and they changed: {differences(known[-1].call, call) or 'the state of the model'}"
+        static = bool(known) and not any(found.program.symbolic for found in known)
+        program = self._builder.build(call, static=static)
+        kind = "symbolic" if program.symbolic else "fixed sizes"
+        log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.traced.seconds, reason)
+        return program
+
+    def _evict(self) -> None:
+        while len(self._programs) > self._max_programs:
+            oldest = min(self._programs.values(), key=lambda found: found.used or float("inf"))
+            del self._programs[oldest.key]
+            for fast_key in oldest.orders:
+                self._fast.pop(fast_key, None)
+
+    # ---- looking inside
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The emitted program of the latest call."""
+        return self._current.program.gm
+
+    @property
+    def plan(self) -> Any:
+        """The plan of the latest call."""
+        return self._current.program.plan
+
+    def explain(self) -> str:
+        """What was sharded, what is communicated, and why, for the latest call."""
+        return self.plan.explain()
+
+    def recompile(self) -> None:
+        """Forget all programs; the next call makes a new one."""
+        self._programs.clear()
+        self._fast.clear()
+
+    # ---- being the model
+
+    def __getattr__(self, name: str) -> Any:
+        if "_model" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        value = getattr(self.__dict__["_model"], name)
+        if callable(value) and any(part in name for part in CHANGES_MODEL):
+            self.recompile()
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ or "_model" not in self.__dict__:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._model, name, value)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SequenceParallelModule":
+        self._model._apply(fn, recurse)
+        self.recompile()
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> "SequenceParallelModule":
+        """The model's own `.to`; the programs are made anew."""
+        self._model.to(*args, **kwargs)
+        self.recompile()
+        return self
+
+    def train(self, mode: bool = True) -> "SequenceParallelModule":
+        """The model's own `.train`; training has programs of its own."""
+        self._model.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `state_dict`."""
+        return self._model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `load_state_dict`."""
+        return self._model.load_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Which model this is."""
+        return f"model={type(self._model).__name__}, programs={len(self._programs)}"
+
+
+def model_forward(module: SequenceParallelModule, model: torch.nn.Module) -> Callable[..., Any]:
+    """A `forward` that looks like the model's (pipelines inspect its parameters)."""
+    run = module._run
+
+    @functools.wraps(model.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return run(args, kwargs)
+
+    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+    return forward
+
+
+def first_parameter(model: torch.nn.Module) -> tuple[dict[str, Any], str]:
+    """(the dictionary that holds it, its name): a parameter whose dtype and device stand for the model's."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                return module._parameters, name
+    return {}, ""

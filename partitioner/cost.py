@@ -1,0 +1,79 @@
+"""What things cost: floating-point operations per node, and a small model of the machine.
+
+Unit of all costs: floating-point operations of one rank. Communication is converted with the machine's ratio of operations
+per byte. The user asked for a number of ranks, so the ratio is capped: moving everything an attention needs to
+move may never look more expensive than a small share of the work it lets the ranks divide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.op import outputs_of, shape_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Machine:
+    """flops_per_s of one rank, bytes_per_s one rank receives. Defaults: a Hopper-class GPU on NVLink."""
+
+    flops_per_s: float = 400e12
+    bytes_per_s: float = 150e9
+    comm_share: float = 0.1  # cap: full exchange <= this share of the work saved by dividing it
+    call_share: float = 0.02  # an extra collective must save this share of one attention block's work
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective."""
+
+    byte: float
+    call: float
+
+
+def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int, ranks: int) -> Prices:
+    saved = work * (1 - 1 / ranks)
+    byte = machine.flops_per_s / machine.bytes_per_s
+    if exchange_bytes:
+        byte = min(byte, machine.comm_share * saved / exchange_bytes)
+    return Prices(byte=byte, call=machine.call_share * work / max(attentions, 1))
+
+
+def numel(value: torch.Tensor, sizes: Sizes) -> int:
+    return math.prod(sizes.hint(s) for s in shape_of(value))
+
+
+def nbytes(value: torch.Tensor, sizes: Sizes) -> int:
+    return numel(value, sizes) * value.element_size()
+
+
+def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    """Multiply-add counted as two. `shapes` are those of the tensor arguments in call order; 0 for anything but a contraction."""
+    if target in (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
+        return 2 * math.prod(out) * shapes[0][-1]
+    if target in (aten.addmm.default, aten.baddbmm.default):
+        return 2 * math.prod(out) * shapes[1][-1]
+    if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+        return 2 * math.prod(out) * math.prod(shapes[1][1:])
+    if target is aten.scaled_dot_product_attention.default:
+        return 2 * math.prod(out[:-1]) * shapes[1][-2] * (shapes[0][-1] + out[-1])
+    return 0
+
+
+def node_work(node: Node, sizes: Sizes) -> int:
+    """Operations of a node on whole operands, for the solver: contractions, and one per element of anything else."""
+    outs = outputs_of(node)
+    if not outs or node.op != "call_function":
+        return 0
+    operands: list[Node] = []
+    map_arg((node.args, node.kwargs), operands.append)
+    shapes = [tuple(sizes.hint(s) for s in shape_of(n.meta["val"])) for n in operands if isinstance(n.meta.get("val"), torch.Tensor)]
+    out = tuple(sizes.hint(s) for s in shape_of(outs[0]))
+    return (matmul_flops(node.target, shapes, out) if shapes else 0) or sum(numel(v, sizes) for v in outs)

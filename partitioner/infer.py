@@ -1,0 +1,126 @@
+"""Axis inference: read a graph once from top to bottom and give every dim of every value an axis.
+
+If an attention's sequence proves to be a product (frames x rows x columns flattened by a view), the view is marked and the
+graph is read again with that product as one new atom, so that it can be cut at any position and not only between frames.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+from torch.fx import Graph, Node
+
+import seqpar.partitioner.rules  # noqa: F401  (fills the registry)
+from seqpar.partitioner.atoms import AtomTable, Axis
+from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.op import Op, outputs_of, shape_of
+from seqpar.partitioner.registry import registry
+from seqpar.partitioner.relation import Relation
+
+MAX_READINGS = 6
+
+
+@dataclass
+class Inference:
+    """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it)."""
+
+    table: AtomTable
+    axes: dict[Node, tuple[tuple[Axis, ...], ...]] = field(default_factory=dict)
+    relations: dict[Node, Relation] = field(default_factory=dict)
+    sequences: dict[int, int] = field(default_factory=dict)
+    conflicts: list[tuple[Axis, Node, int]] = field(default_factory=list)
+    merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
+
+    def axis(self, node: Node, dim: int) -> Axis:
+        return self.table.expand_axis(self.axes[node][0][dim])
+
+
+def infer(graph: Graph, sizes: Sizes) -> Inference:
+    """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`."""
+    fused: dict[tuple[str, int], tuple[int, int]] = {}
+    for _ in range(MAX_READINGS):
+        result = _read(graph, sizes, fused)
+        marks = _products_to_fuse(result)
+        if not marks.keys() - fused.keys():
+            break
+        fused.update(marks)
+    return result
+
+
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]]) -> Inference:
+    sizes.forget_conditions()
+    result = Inference(AtomTable(sizes))
+    for node in graph.nodes:
+        outs = outputs_of(node)
+        if node.op in ("placeholder", "get_attr"):
+            result.axes[node] = tuple(tuple(result.table.fresh_axis(n) for n in shape_of(v)) for v in outs)
+        elif node.op == "call_function":
+            if node.target is operator.getitem and node.args[0] in result.axes:
+                _read_getitem(node, result)
+            elif outs:
+                _read_call(node, result, fused)
+    _collect_sequences(result)
+    return result
+
+
+def _read_getitem(node: Node, result: Inference) -> None:
+    source: Node = node.args[0]  # type: ignore[assignment]
+    tensors = [i for i, v in enumerate(source.meta["val"]) if hasattr(v, "shape")]
+    result.axes[node] = (result.axes[source][tensors.index(node.args[1])],)  # type: ignore[arg-type]
+
+
+def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple[int, int]]) -> None:
+    op = Op(node, result.table, result.axes, fused)
+    apply_rule = registry.find(node.target)
+    if apply_rule is None:
+        op.seen = False
+        op.reason = "no rule for this operator"
+    else:
+        apply_rule(op)
+    relation = op.relation()
+    result.relations[node] = relation
+    result.axes[node] = relation.out_axes
+    result.conflicts += [(axis, node, dim) for axis, dim in op.conflicts]
+    result.merges += [(node, dim, axis) for dim, axis in op.merges]
+
+
+def _collect_sequences(result: Inference) -> None:
+    hint = result.table.sizes.hint
+    for relation in result.relations.values():
+        spec = relation.attention
+        if spec is None:
+            continue
+        queries, keys = (relation.operand_axes[i][-2] for i in (spec.q, spec.k))
+        rows = hint(result.table.axis_length(queries))
+        columns = hint(result.table.axis_length(keys))
+        batch = 1
+        for axis in relation.out_axes[0][:-2]:
+            batch *= hint(result.table.axis_length(axis))
+        for axis, weight in ((queries, batch * rows * columns), (keys, 0)):
+            for factor in result.table.expand_axis(axis):
+                for atom in factor:
+                    result.sequences[atom] = result.sequences.get(atom, 0) + weight
+
+
+def _products_to_fuse(result: Inference) -> dict[tuple[str, int], tuple[int, int]]:
+    """Merges (node, output dim) whose product is a whole attention sequence, or was refused against one atom of it."""
+    table = result.table
+    wanted: set[Axis] = set()
+    for relation in result.relations.values():
+        if relation.attention is not None:
+            for i in (relation.attention.q, relation.attention.k):
+                axis = table.expand_axis(relation.operand_axes[i][-2])
+                if len(axis) > 1:
+                    wanted.add(axis)
+    for axis, node, dim in result.conflicts:
+        if (table.roots(result.axes[node][0][dim]) | table.roots(axis)) & result.sequences.keys():
+            wanted.add(table.expand_axis(axis))
+    marks: dict[tuple[str, int], tuple[int, int]] = {}
+    for node, dim, axis in result.merges:
+        axis = table.expand_axis(axis)
+        for run in wanted:
+            starts = [s for s in range(len(axis) - len(run) + 1) if axis[s : s + len(run)] == run]
+            if starts:
+                marks[(node.name, dim)] = (starts[0], len(run))
+    return marks

@@ -1,0 +1,276 @@
+"""Labels by minimum cut: for every (value, dim, atom of a sequence), is it sharded over the ranks or whole on each?
+
+A vertex says "yes" for sharded. Prices (in operations, `cost.Prices`):
+
+    whole             the work of this atom's positions on every rank
+    sharded           1/N of it
+    sharded -> whole  the bytes of the all-gather, paid once for all readers of a value
+    whole -> sharded  nothing: a local slice
+
+With the strategy of every attention fixed these are all the prices there are, so the cut is the optimum.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from seqpar.partitioner.cost import Prices, nbytes, node_work
+from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.mincut import CutProblem
+from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.relation import Relation
+
+INF = math.inf
+REDUCED = -1  # stands for the dim of a vertex that is a reduction over an atom
+QUERY, KEYS = -2, -3  # operands of an attention whose heads or blocks are exchanged
+
+Key = tuple[Node, int, int]  # node, dim (or REDUCED / QUERY / KEYS), atom
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The mesh as the solver sees it."""
+
+    ulysses: int
+    ring: int
+
+    @property
+    def ranks(self) -> int:
+        return self.ulysses * self.ring
+
+
+@dataclass
+class Labels:
+    """The answer: which atoms are sharded, per value and per attention operand.
+
+    `exchanged`: attention nodes that use the mesh (Ulysses, ring or both); all others attend locally.
+    """
+
+    sharded: set[Key] = field(default_factory=set)
+    exchanged: set[Node] = field(default_factory=set)
+    cost: float = 0.0
+
+
+def origin(node: Node) -> Node:
+    """The node whose outputs `node` is: itself, or the multi-output call behind a getitem."""
+    while node.op == "call_function" and node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+class LabelProblem:
+    """Builds and solves the cut for one choice of attention strategies."""
+
+    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node]) -> None:
+        self.inference = inference
+        self.table = inference.table
+        self.sizes = inference.table.sizes
+        self.degrees = degrees
+        self.prices = prices
+        self.exchanged = exchanged
+        self.problem = CutProblem()
+        self.vertices: dict[Key, int] = {}
+        self.gathers: dict[Key, int] = {}
+        self.whole = self.problem.vertex(yes=INF)
+        self._atoms: dict[tuple[Node, int], list[int]] = {}
+        self._candidates: dict[Node, int | None] = {}
+
+    # -- which dims may be sharded ---------------------------------------------------------------
+    def atoms(self, node: Node, dim: int) -> list[int]:
+        """Sequence atoms of a dim, in order, of all outputs of a node."""
+        known = self._atoms.get((node, dim))
+        if known is None:
+            found: dict[int, None] = {}
+            for axes in self.inference.axes[node]:
+                for factor in self.table.expand_axis(axes[dim]) if dim < len(axes) else ():
+                    found.update((a, None) for a in factor if a in self.inference.sequences)
+            known = self._atoms[(node, dim)] = list(found)
+        return known
+
+    def candidate(self, node: Node) -> int | None:
+        """The one dim of a value that may be sharded: the one with the heaviest sequence."""
+        node = origin(node)
+        if node not in self._candidates:
+            self._candidates[node] = self._find_candidate(node)
+        return self._candidates[node]
+
+    def _find_candidate(self, node: Node) -> int | None:
+        if node in self.exchanged:
+            return len(self.inference.axes[node][0]) - 2
+        best: tuple[int, int] | None = None
+        for dim in range(max((len(a) for a in self.inference.axes[node]), default=0)):
+            weights = [self.inference.sequences[a] for a in self.atoms(node, dim)]
+            if weights and (best is None or max(weights) > best[0]):
+                best = (max(weights), dim)
+        return None if best is None else best[1]
+
+    def long_enough(self, atom: int) -> bool:
+        return self.sizes.hint(self.table.length(atom)) >= self.degrees.ranks
+
+    # -- building ----------------------------------------------------------------------------------
+    def solve(self) -> Labels:
+        for node, relation in self.inference.relations.items():
+            self._add_outputs(node, relation)
+            if node in self.exchanged:
+                self._add_exchange(node, relation)
+            else:
+                self._add_operands(node, relation)
+        self._add_results()
+        cost, answers = self.problem.solve()
+        sharded = {key for key, v in self.vertices.items() if answers[v]}
+        return Labels(sharded, set(self.exchanged), cost)
+
+    def _add_outputs(self, node: Node, relation: Relation) -> None:
+        """Vertices of a node's results, with the price of computing them."""
+        dim = self.candidate(node)
+        if dim is None:
+            return
+        work = node_work(node, self.sizes)
+        axes = self.inference.axes[node]
+        made = self._makes(relation)
+        flowing = {a for (i, d), outs in relation.flows.items() if dim in outs for a in self.table.roots(relation.operand_axes[i][d])}
+        for atom in self.atoms(node, dim):
+            share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
+            legal = dim not in relation.whole and (made or atom in flowing)
+            if node in self.exchanged:
+                self._add_attention_output(node, dim, atom, share)
+            elif legal and self.long_enough(atom):
+                self._vertex((node, dim, atom), yes=work * share / self.degrees.ranks, no=work * share)
+
+    @staticmethod
+    def _makes(relation: Relation) -> bool:
+        """Results that no operand determines can be made in parts (constants, padding)."""
+        kind = relation.rewrite.kind if relation.rewrite else ""
+        return kind == "pad" or (kind == "sizes" and len(relation.free) == len(relation.operands))
+
+    def _share(self, axis: tuple[tuple[int, ...], ...], atom: int) -> float:
+        """Part of a dim's positions that belongs to an atom."""
+        for factor in self.table.expand_axis(axis):
+            if atom in factor:
+                length = self.sizes.hint(self.table.factor_length(factor))
+                return factor.count(atom) * self.sizes.hint(self.table.length(atom)) / max(length, 1)
+        return 0.0
+
+    def _vertex(self, key: Key, yes: float, no: float) -> int:
+        vertex = self.problem.vertex(yes, no)
+        self.vertices[key] = vertex
+        return vertex
+
+    def _add_operands(self, node: Node, relation: Relation) -> None:
+        reduced: list[int] = []
+        out_dim = self.candidate(node)
+        for i, operand in enumerate(relation.operands):
+            if i in relation.free:
+                continue
+            dim = self.candidate(operand)
+            if dim is None:
+                continue
+            for atom in self.atoms(origin(operand), dim) if origin(operand) is not operand else self.atoms(operand, dim):
+                if atom not in self.table.roots(self.inference.axes[operand][0][dim]):
+                    continue
+                target = self._target(node, relation, i, dim, atom, out_dim)
+                if target is not None:
+                    self._read(operand, dim, atom, target)
+                    if self.vertices.get((node, REDUCED, atom)) == target and target not in reduced:
+                        reduced.append(target)
+        for a, b in zip(reduced, reduced[1:], strict=False):
+            self.problem.tie(a, b)
+
+    def _target(self, node: Node, relation: Relation, i: int, dim: int, atom: int, out_dim: int | None) -> int | None:
+        """The vertex that must say the same as the operand's atom; `whole` if it has to be gathered; None if it is not needed."""
+        if (i, dim) in relation.flows:
+            places = [d for d in relation.flows[(i, dim)] if atom in self.atoms(node, d)]
+            if not places:
+                return None if relation.dropping else self.whole
+            if out_dim in places:
+                return self.vertices.get((node, out_dim, atom), self.whole)
+            return self.whole
+        if (i, dim) in relation.reduces and out_dim is None and self._reducible(relation, i, dim):
+            key = (node, REDUCED, atom)
+            if key not in self.vertices:
+                work = node_work(node, self.sizes)
+                moved = 2 * nbytes(outputs_of(node)[0], self.sizes) * (1 - 1 / self.degrees.ranks)
+                share = self._share(relation.operand_axes[i][dim], atom)
+                price = share * moved * self.prices.byte + share * self.prices.call
+                self._vertex(key, yes=share * work / self.degrees.ranks + price, no=share * work)
+            return self.vertices[key]
+        return self.whole
+
+    def _reducible(self, relation: Relation, i: int, dim: int) -> bool:
+        """Partial results add up only if the whole dim is sharded: no short atom, nothing but sequences."""
+        axis = self.table.expand_axis(relation.operand_axes[i][dim])
+        return all(a in self.inference.sequences and self.long_enough(a) for f in axis for a in f) and len(axis) == 1
+
+    def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
+        """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""
+        key = (origin(operand), dim, atom)
+        vertex = self.vertices.get(key)
+        if vertex is None:
+            return
+        gather_key = (operand, dim, atom)
+        gather = self.gathers.get(gather_key)
+        if gather is None:
+            gather = self.gathers[gather_key] = self.problem.vertex()
+            share = self._share(self.inference.axes[operand][0][dim], atom)
+            moved = nbytes(operand.meta["val"], self.sizes) * share * (1 - 1 / self.degrees.ranks)
+            self.problem.edge(vertex, gather, moved * self.prices.byte + self.prices.call * share)
+        self.problem.edge(gather, target, INF)
+
+    def _add_results(self) -> None:
+        for node in self.inference.axes:
+            if any(user.op == "output" for user in node.users):
+                dim = self.candidate(node)
+                for atom in self.atoms(node, dim) if dim is not None else []:
+                    self._read(node, dim, atom, self.whole)  # type: ignore[arg-type]
+
+    # -- attention over the mesh ----------------------------------------------------------------------
+    def _add_attention_output(self, node: Node, dim: int, atom: int, share: float) -> None:
+        """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided."""
+        u, r = self.degrees.ulysses, self.degrees.ring
+        size = nbytes(outputs_of(node)[0], self.sizes) * share
+        back = size / r * (u - 1) / u / u * self.prices.byte
+        gathered = size * (u - 1) / u * self.prices.byte
+        if r > 1:
+            self._vertex((node, dim, atom), yes=back, no=INF)
+        elif self.long_enough(atom):
+            self._vertex((node, dim, atom), yes=back, no=gathered)
+
+    def _add_exchange(self, node: Node, relation: Relation) -> None:
+        spec = relation.attention
+        for i, operand in enumerate(relation.operands):
+            dim = self.candidate(operand)
+            rows = len(self.inference.axes[operand][0]) - 2
+            targets = {} if i == spec.mask else self._exchange_targets(node, operand, rows, is_query=i == spec.q)
+            if dim is not None:
+                for atom in self.atoms(operand, dim):
+                    self._read(operand, dim, atom, targets.get(atom, self.whole) if dim == rows else self.whole)
+
+    def _exchange_targets(self, node: Node, operand: Node, rows: int, is_query: bool) -> dict[int, int]:
+        """The vertex of each atom of an exchanged operand, priced with the bytes it moves."""
+        u, r = self.degrees.ulysses, self.degrees.ring
+        size = nbytes(operand.meta["val"], self.sizes)
+        targets = {}
+        for atom in self.atoms(operand, rows):
+            moved = size * self._share(self.inference.axes[operand][0][rows], atom)
+            to_heads = moved / r * (u - 1) / u / u
+            if is_query:
+                targets[atom] = self._operand_vertex((node, QUERY, atom), to_heads, forced=r > 1)
+            else:
+                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + moved / u * (r - 1) / r, forced=False)
+        return targets
+
+    def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:
+        """Queries under a ring are always divided; short keys are whole and attended once."""
+        known = self.vertices.get(key)
+        if known is not None:
+            self.problem.yes_cost[known] += moved * self.prices.byte
+            return known
+        if forced:
+            return self._vertex(key, yes=0.0, no=INF)
+        if not self.long_enough(key[2]):
+            return self.whole
+        return self._vertex(key, yes=moved * self.prices.byte, no=0.0)

@@ -1,0 +1,59 @@
+"""What one operator does to the dims of its operands: the answer every rule gives.
+
+A relation says, for each dim of each operand, where its positions go:
+
+    flows     (operand, dim) -> output dims         position p of the operand only influences position p of those
+    reduces   (operand, dim) -> "sum" | "max" | …   positions are combined: local result + all-reduce
+    (neither) the operator needs the dim whole
+
+Only atoms found in the target dim flow. Atoms of a flowing dim that are found in no output dim were dropped (`x[:, 5:]`): they
+ask for nothing if the relation is `dropping`, and for a whole operand otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Node
+
+from seqpar.partitioner.atoms import Axis
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """How the literals in a call follow the local shapes, executed by `passes.localise`.
+
+    kind: "sizes" (argument `arg` lists output sizes), "slice", "split", "pad", "mean", "constant_pad", … ; `dim` where it applies.
+    """
+
+    kind: str
+    arg: int = 0
+    dim: int = 0
+    data: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The relation of one node.
+
+    Invariants: keys of `flows` and `reduces` are disjoint; output axes have one entry per dim of each output.
+    """
+
+    operands: tuple[Node, ...]
+    operand_axes: tuple[tuple[Axis, ...], ...]
+    out_axes: tuple[tuple[Axis, ...], ...]
+    flows: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    reduces: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    dropping: bool = False
+    free: frozenset[int] = frozenset()  # operands read for their dtype or device only
+    whole: frozenset[int] = frozenset()  # output dims that can only be produced whole
+    rewrite: Rewrite | None = None
+    reason: str = ""  # why dims must be whole, for `explain`
+    attention: Any = None  # AttentionSpec of an attention node
+    seen: bool = True  # False: the operator has no rule
+
+    def __post_init__(self) -> None:
+        if set(self.flows) & set(self.reduces):
+            raise AssertionError(f"a dim cannot both flow and be reduced: {sorted(set(self.flows) & set(self.reduces))}")

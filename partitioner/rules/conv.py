@@ -1,0 +1,37 @@
+"""Convolutions: batch keeps its place; space does too if the kernel looks at one position only."""
+
+from __future__ import annotations
+
+import torch
+
+from seqpar.partitioner.op import Op
+from seqpar.partitioner.registry import rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def conv(op: Op) -> None:
+    x, weight = op.index(op.args["input"]), op.index(op.args["weight"])
+    spatial = op.rank(weight) - 2
+    batched = op.rank(x) == spatial + 2
+    if batched:
+        op.carry(x, 0, 0)
+
+    def setting(name: str, i: int) -> int:
+        value = op.args[name]
+        return value if isinstance(value, int) else value[i if len(value) > 1 else 0]
+
+    for i in range(spatial):
+        dim = i + 1 + batched
+        if op.shapes[weight][i + 2] == 1 and setting("stride", i) == 1 and setting("padding", i) == 0:
+            op.carry(x, dim, dim)
+    op.reason = "a convolution over this dim"
+
+
+@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def other_conv(op: Op) -> None:
+    x, weight = op.index(op.args["input"]), op.index(op.args["weight"])
+    if op.rank(x) == op.rank(weight):
+        op.carry(x, 0, 0)
+    op.reason = "a convolution over this dim"

@@ -1,0 +1,29 @@
+"""Normalisations: the normalised dims are whole, the others keep their place."""
+
+from __future__ import annotations
+
+import torch
+
+from seqpar.partitioner.op import Op
+from seqpar.partitioner.registry import rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default)
+def last_dims(op: Op) -> None:
+    x = op.index(op.args["input"])
+    width = len(op.args["normalized_shape"])
+    op.carry_all(x, skip=tuple(range(op.rank(x) - width, op.rank(x))))
+    op.reason = "normalised over this dim"
+
+
+@rule(aten.native_layer_norm.default)
+def native_layer_norm(op: Op) -> None:
+    last_dims(op)
+
+
+@rule(aten.group_norm.default, aten.instance_norm.default, aten.native_group_norm.default)
+def batch_only(op: Op) -> None:
+    op.carry(0, 0, 0)
+    op.reason = "normalised over this dim"

@@ -1,0 +1,88 @@
+"""Choose the strategy of every attention and the labels of every value.
+
+For fixed strategies the labels are an exact minimum cut. Strategies are chosen per class of equal attentions: start with every
+attention that can use the mesh using it, then move one class at a time to local attention (keys whole) while that lowers the cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from seqpar.partitioner.cost import Machine, Prices, nbytes, node_work, prices
+from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
+from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.relation import Relation
+
+
+@dataclass
+class Solution:
+    """Labels plus, for every attention node, why it attends as it does. `costs`: strategy -> price, for explanations."""
+
+    labels: Labels
+    degrees: Degrees
+    prices: Prices
+    reasons: dict[Node, str] = field(default_factory=dict)
+
+
+def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None) -> Solution:
+    """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded."""
+    attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
+    price = _prices(inference, attentions, degrees, machine or Machine())
+    if degrees.ranks == 1 or not attentions:
+        return Solution(Labels(), degrees, price)
+    reasons = {n: why for n, r in attentions.items() if (why := _cannot_exchange(n, r, inference, degrees))}
+    exchanged = set(attentions) - set(reasons)
+    best = LabelProblem(inference, degrees, price, exchanged).solve()
+    for members in _classes({n: attentions[n] for n in exchanged}, inference):
+        trial = LabelProblem(inference, degrees, price, best.exchanged - members).solve()
+        if trial.cost < best.cost:
+            best = trial
+            reasons |= {n: "attending locally costs less than exchanging" for n in members}
+    return Solution(best, degrees, price, reasons)
+
+
+def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Degrees, machine: Machine) -> Prices:
+    sizes = inference.table.sizes
+    work = sum(node_work(n, sizes) for n in inference.relations)
+    moved = 0.0
+    u, r = degrees.ulysses, degrees.ring
+    for node, relation in attentions.items():
+        spec = relation.attention
+        out = nbytes(outputs_of(node)[0], sizes)
+        k, v = (nbytes(relation.operands[i].meta["val"], sizes) for i in (spec.k, spec.v))
+        moved += (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
+    return prices(machine, work, moved, len(attentions), degrees.ranks)
+
+
+def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> str | None:
+    """Why an attention cannot use the mesh, or None."""
+    spec = relation.attention
+    table = inference.table
+    if not spec.plain:
+        return "queries, keys and values do not all have four dims and one batch size"
+    heads = table.sizes.hint(table.axis_length(relation.operand_axes[spec.q][1]))
+    if heads < degrees.ulysses:
+        return f"{heads} heads cannot be divided over ulysses={degrees.ulysses}"
+    for i in (spec.q, spec.k):
+        axis = table.expand_axis(relation.operand_axes[i][-2])
+        if len(axis) != 1:
+            return "its sequence dim is a product of dims"
+    longest = max(table.sizes.hint(table.length(a)) for f in table.expand_axis(relation.operand_axes[spec.q][-2]) for a in f)
+    if longest < degrees.ranks:
+        return f"its longest query part has {longest} positions, fewer than {degrees.ranks} ranks"
+    return None
+
+
+def _classes(attentions: dict[Node, Relation], inference: Inference) -> list[set[Node]]:
+    """Attentions of equal shapes whose sequences are the same: one choice for all of them."""
+    table = inference.table
+    groups: dict[object, set[Node]] = {}
+    for node, relation in attentions.items():
+        spec = relation.attention
+        rows = tuple(table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
+        shape = tuple(node.meta["val"].shape[:2])
+        groups.setdefault((rows, shape, spec.mask is None), set()).add(node)
+    return list(groups.values())

@@ -1,0 +1,52 @@
+"""From a call to its canonical form: arguments by name with defaults filled in, flattened to leaves with names."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqpar.errors import SignatureError
+from seqpar.passes.compat import pytree
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model.
+
+    Invariants: `leaves`, `paths` have one entry per leaf, in flatten order of `{argument name: value}`.
+    """
+
+    signature: inspect.Signature
+    leaves: tuple[Any, ...]
+    paths: tuple[str, ...]
+    spec: Any
+
+    def __post_init__(self) -> None:
+        assert len(self.leaves) == len(self.paths) == self.spec.num_leaves
+
+    def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of the same call with other leaves."""
+        bound = inspect.BoundArguments(self.signature, pytree.tree_unflatten(list(leaves), self.spec))  # type: ignore[arg-type]
+        return bound.args, bound.kwargs
+
+
+def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Bind (args, kwargs) like Python would.
+
+    Raises:
+        SignatureError: an argument is unknown, missing or given twice.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise SignatureError(f"the inputs do not fit the model: {error}. Its arguments are {tuple(signature.parameters)}") from None
+    bound.apply_defaults()
+    with_paths, spec = pytree.tree_flatten_with_path(dict(bound.arguments))
+    paths = tuple(path_text(path) for path, _ in with_paths)
+    return Call(signature, tuple(leaf for _, leaf in with_paths), paths, spec)
+
+
+def path_text(path: Sequence[Any]) -> str:
+    """`[MappingKey('x'), SequenceKey(1)]` -> `x[1]`: the first key is the argument's name."""
+    text = str(path[0].key)
+    return text + pytree.keystr(tuple(path[1:]))

@@ -1,0 +1,53 @@
+"""Give the communicating calls of a program their process groups.
+
+Before: %o = heads_to_seq(%x, ..., group="ulysses")
+After:  %o = heads_to_seq(%x, ..., group="7")           (the c10d name of this rank's group)
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import fx
+
+from seqpar.errors import MeshError
+from seqpar.passes.share import with_graph
+
+AXES = ("ulysses", "ring", "sp")
+
+
+class HasGroups(Protocol):
+    """What binding needs of a `seqpar.runtime.mesh.SequenceMesh`."""
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Axis name -> process group name."""
+
+
+def bind_groups(gm: fx.GraphModule, mesh: HasGroups) -> fx.GraphModule:
+    """A copy of `gm` in which every keyword `group` that is an axis name is this rank's process group name.
+
+    Raises:
+        MeshError: the mesh has no group for an axis the program communicates over.
+    """
+    graph = copied(gm.graph)
+    for node in graph.nodes:
+        axis = node.kwargs.get("group")
+        if node.op != "call_function" or axis not in AXES:
+            continue
+        if axis not in mesh.groups:
+            raise MeshError(f"the program communicates over {axis!r} ({node.name}), but the mesh has only {sorted(mesh.groups)}")
+        node.update_kwarg("group", mesh.groups[axis])
+    return with_graph(gm, graph)
+
+
+def axes_used(gm: fx.GraphModule) -> frozenset[str]:
+    """The axis names an unbound program communicates over."""
+    return frozenset(node.kwargs["group"] for node in gm.graph.nodes if node.op == "call_function" and node.kwargs.get("group") in AXES)
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """The same graph with its own nodes (fake tensors and source lines are shared)."""
+    copy = fx.Graph()
+    result = copy.graph_copy(graph, {})
+    copy.output(result)
+    return copy

@@ -1,0 +1,124 @@
+"""Every torch interface in use that is not public, in one place and behind one version check.
+
+Supported: torch 2.11 to 2.13. Other files import these names from here, so that a new torch release is
+a change to this file only.
+"""
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from seqpar.errors import SeqparError
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "ShapeEnv",
+    "check_torch_version",
+    "lookup_backend",
+    "outside_compiler",
+    "pytree",
+    "quiet",
+    "shape_guards",
+    "symbol_range",
+    "symbolic_shape",
+    "unbacked_symbols",
+]
+
+OLDEST, NEWEST = (2, 11), (2, 13)
+NOISY_LOGGERS = ("torch._export.non_strict_utils", "torch.export", "torch.fx.experimental.symbolic_shapes")
+
+
+def torch_version(text: str = torch.__version__) -> tuple[int, int]:
+    """`"2.13.0+cpu"` -> `(2, 13)`."""
+    found = re.match(r"(\d+)\.(\d+)", text)
+    assert found is not None, f"unreadable torch version {text!r}"
+    return int(found[1]), int(found[2])
+
+
+def check_torch_version(text: str = torch.__version__) -> None:
+    """Refuse torch older than 2.11; warn above 2.13 (the private interfaces below may have moved).
+
+    Raises:
+        SeqparError: this torch is too old.
+    """
+    version = torch_version(text)
+    if version < OLDEST:
+        raise SeqparError(f"seqpar needs torch >= {OLDEST[0]}.{OLDEST[1]} and < 2.14, this is torch {text}: pip install 'torch>=2.11,<2.14'")
+    if version > NEWEST:
+        warnings.warn(f"seqpar was tested with torch 2.11 to 2.13, this is torch {text}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch.export reports about its own internals (0/1 specialisation, tree specs)."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", module=r"torch\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def outside_compiler() -> Iterator[None]:
+    """Step out of the tracing context of Dynamo, so that torch.export can run inside a backend."""
+    from torch._guards import tracing
+
+    with tracing(None):
+        yield
+
+
+def lookup_backend(name: str) -> Callable[..., Any]:
+    """The Dynamo backend registered as `name` (`"inductor"`, `"eager"`, `"aot_eager"`, ...)."""
+    from torch._dynamo.backends.registry import lookup_backend as lookup
+
+    return lookup(name)
+
+
+def unbacked_symbols(value: Any) -> frozenset[sympy.Symbol]:
+    """The symbols of a size or condition that stand for values read from tensors, not for input sizes."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return frozenset(free_unbacked_symbols(value))
+
+
+def symbolic_shape(value: torch.Tensor) -> tuple[int | sympy.Expr, ...]:
+    """Shape of a fake tensor as ints and sympy expressions (what its ShapeEnv knows to be equal is replaced)."""
+    sizes = (size.node.expr if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
+    return tuple(int(size) if isinstance(size, int) or size.is_number else size for size in sizes)
+
+
+def shape_guards(shape_env: ShapeEnv) -> tuple[sympy.Basic, ...]:
+    """Every relation between sizes that tracing relied on, with known equalities replaced, without repetition."""
+    return tuple(dict.fromkeys(shape_env.replace(guard.expr) for guard in shape_env.guards))
+
+
+def symbol_range(shape_env: ShapeEnv, symbol: sympy.Symbol) -> tuple[sympy.Expr, sympy.Expr]:
+    """Smallest and largest value (inclusive) tracing assumed for `symbol`."""
+    known = shape_env.var_to_range[symbol]
+    return known.lower, known.upper
+
+
+def symbol_hints(shape_env: ShapeEnv | None) -> dict[sympy.Symbol, int]:
+    """The example's value of every symbol that comes from an input size."""
+    if shape_env is None:
+        return {}
+    values = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
+    return {symbol: int(value) for symbol, value in values.items()}

@@ -1,0 +1,93 @@
+"""Count what an emitted program does: run it on meta tensors with groups that only count.
+
+FLOPs are those of contractions (linear, matmul, convolution, attention), a multiply-add counted as two; bytes are those a rank
+receives from other ranks, wire padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from seqpar.partitioner.cost import matmul_flops
+from seqpar.runtime.counting import CountingGroup, Traffic
+from seqpar.runtime.ring import ring_attention, split_kv_attention
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Counts:
+    """flops: per node name; traffic: bytes and calls per kind, received by this rank."""
+
+    flops: dict[str, int] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def total_flops(self) -> int:
+        return sum(self.flops.values())
+
+
+def to_meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) and value.device.type != "meta" else value
+
+
+class CountInterpreter(fx.Interpreter):
+    """Runs one rank's unbound program on meta tensors."""
+
+    def __init__(self, gm: fx.GraphModule, groups: dict[str, CountingGroup], counts: Counts) -> None:
+        super().__init__(gm, garbage_collect_values=True)
+        self.groups = groups
+        self.counts = counts
+        self.extra_traceback = False
+
+    def fetch_attr(self, target: str) -> Any:
+        return to_meta(super().fetch_attr(target))
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "group" in kwargs:
+            kwargs = {**kwargs, "group": self.groups[kwargs["group"]]}
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": "meta"}
+        # Meta kernels do not always return the strides that real kernels do.
+        target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
+        result = super().call_function(target, args, kwargs)
+        flops = call_flops(target, args, kwargs, result)
+        if flops:
+            self.counts.flops[self.current.name] = flops
+        return result
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        return super().run_node(n)
+
+
+def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Operations of one executed call."""
+    if not isinstance(result, Tensor):
+        return 0
+    if target in (ring_attention, split_kv_attention):
+        keys = sum(sum(s) if isinstance(s, Sequence) else s for s in kwargs["key_segments"])
+        q, _, v = args[:3]
+        return 2 * q.shape[0] * q.shape[1] * q.shape[2] * keys * (q.shape[3] + v.shape[3])
+    shapes = [tuple(a.shape) for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    return matmul_flops(target, shapes, tuple(result.shape)) if shapes else 0
+
+
+def count(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int, ring: int, rank: int) -> Counts:
+    """FLOPs and received bytes of the program of `rank` on (meta copies of) full example inputs."""
+    counts = Counts()
+    ring_rank, ulysses_rank = divmod(rank, ulysses)
+    groups = {
+        "ulysses": CountingGroup(ulysses, ulysses_rank, counts.traffic),
+        "ring": CountingGroup(ring, ring_rank, counts.traffic),
+        "sp": CountingGroup(ulysses * ring, rank, counts.traffic),
+    }
+    with torch.no_grad():
+        CountInterpreter(gm, groups, counts).run(*[to_meta(x) for x in example])
+    return counts

@@ -1,0 +1,207 @@
+"""Emit the program of one rank: the traced graph on local shapes, with reshards between layouts and attention over the mesh.
+
+Before: %h = aten.linear(%x, %w); %o = aten.scaled_dot_product_attention(%q, %k, %v); output %o
+After:  %x_r = shard(%x, 1, ((8, 8),), rank=0); %h = aten.linear(%x_r, %w); …
+        %q_h, … = seq_to_heads(…, group="ulysses"); %o = aten.scaled_dot_product_attention(%q_h, …)
+        %o_r = heads_to_seq(%o, …, group="ulysses"); %out = gather(%o_r, 1, ((8, 8),), group="sp")
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, Node, map_arg
+
+from seqpar.partitioner.layout import Layout, LayoutView
+from seqpar.partitioner.lengths import Length, product
+from seqpar.partitioner.op import as_length, shape_of
+from seqpar.partitioner.relation import Relation
+from seqpar.passes.attend import emit_exchange, emit_local_causal
+from seqpar.passes.expressions import ExpressionEmitter
+from seqpar.passes.localise import localise
+from seqpar.runtime.groups import all_reduce
+from seqpar.runtime.layout import gather, shard
+
+aten = torch.ops.aten
+
+
+class Emitter:
+    """Rewrites one graph for one rank. `values[node][layout]` are the emitted nodes that hold a value in a layout."""
+
+    def __init__(self, source: Graph, view: LayoutView, symbols: Mapping[sympy.Symbol, tuple[int, int]]) -> None:
+        self.source = source
+        self.view = view
+        self.graph = Graph()
+        self.sizes = ExpressionEmitter(self.graph, symbols)
+        self.values: dict[Node, dict[Layout, Node]] = {}
+        self.others: dict[Node, Any] = {}
+        self.current: Node | None = None
+
+    def run(self) -> Graph:
+        for node in self.source.nodes:
+            self.current = node
+            if node.op in ("placeholder", "get_attr"):
+                copied = self.graph.node_copy(node)
+                if node.op == "placeholder":
+                    self.sizes.add_placeholder(copied)
+                if node in self.view.inference.axes:
+                    self.define(node, copied)
+                else:
+                    self.others[node] = copied
+            elif node.op == "output":
+                results = map_arg(node.args[0], self.whole)
+                self.graph.output(results)
+            elif node.target is operator.getitem and node.args[0] in self.view.inference.axes:
+                self.define(node, self.call(operator.getitem, (self.others[node.args[0]], node.args[1])))
+            elif node in self.view.inference.relations:
+                self.emit_call(node, self.view.inference.relations[node])
+            elif not _is_size(node):
+                copied = self.graph.node_copy(node, self.any_value)
+                self.others[node] = copied
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return self.graph
+
+    # -- values --------------------------------------------------------------------------------------
+    def define(self, node: Node, emitted: Node) -> None:
+        """`emitted` holds the result of `node` in the layout it is produced in."""
+        layout = self.view.produced(node)
+        self.values[node] = {layout: emitted}
+        if node.op == "call_function":
+            emitted.meta["seqpar_value"] = (node.name, layout)
+
+    def whole(self, node: Node) -> Any:
+        if node not in self.values:
+            return self.any_value(node)
+        return self.value(node, tuple(frozenset() for _ in self.view.produced(node)))
+
+    def any_value(self, node: Node) -> Any:
+        """A value outside the tensors with axes: a size (emitted anew from the inputs), a tuple, a constant."""
+        if node in self.others:
+            return self.others[node]
+        if _is_size(node):
+            return self.sizes.emit(as_length(node))
+        return self.whole(node)
+
+    def value(self, node: Node, layout: Layout) -> Node:
+        """The value in a layout, resharded if it is not there yet; shared by all readers."""
+        known = self.values[node]
+        if layout not in known:
+            have = next(iter(known))
+            # gather first: gathering is what other readers of a wider layout share
+            middle = tuple(h & w for h, w in zip(have, layout, strict=True))
+            if middle not in known:
+                known[middle] = self._gather(node, known[have], have, middle)
+            if layout not in known:
+                known[layout] = self._shard(node, known[middle], middle, layout)
+        return known[layout]
+
+    def _gather(self, node: Node, x: Node, have: Layout, want: Layout) -> Node:
+        for dim, (h, w) in enumerate(zip(have, want, strict=True)):
+            if h != w:
+                x = self._along(node, x, dim, h, w, lambda y, d, segments: self.call(gather, (y, d, segments), {"group": "sp"}))
+                have = (*have[:dim], w, *have[dim + 1 :])
+        return x
+
+    def _shard(self, node: Node, x: Node, have: Layout, want: Layout) -> Node:
+        for dim, (h, w) in enumerate(zip(have, want, strict=True)):
+            if h != w:
+                x = self._along(node, x, dim, h, w, lambda y, d, segments: self.call(shard, (y, d, segments), {"rank": self.view.rank}))
+        return x
+
+    def _along(self, node: Node, x: Node, dim: int, have: frozenset[int], want: frozenset[int], emit: Any) -> Node:
+        """Apply a segment operation to one dim; a factor inside a product is laid open by a view around it."""
+        axis = self.view.inference.table.expand_axis(self.view.inference.axes[node][0][dim])
+        changed = have ^ want
+        places = [i for i, f in enumerate(axis) if changed & set(f)]
+        assert len(places) == 1, f"{node}: dim {dim} changes in {len(places)} factors"
+        place = places[0]
+        segments = tuple(
+            self.emit_lengths(self.view.parts(a)) if a in changed else self.sizes.emit(self.view.atom_length(a, a in have)) for a in axis[place]
+        )
+        if len(axis) == 1:
+            return emit(x, dim, segments)
+        layout_now = tuple(have if d == dim else frozenset() for d in range(len(self.view.inference.axes[node][0])))
+        before = product(self.view.factor_length(f, have) for f in axis[:place])
+        after = product(self.view.factor_length(f, have) for f in axis[place + 1 :])
+        shape = self._current_shape(node, x, layout_now, dim)
+        opened = self.call(aten.reshape.default, (x, [*shape[:dim], self.sizes.emit(before), -1, self.sizes.emit(after), *shape[dim + 1 :]]))
+        done = emit(opened, dim + 1, segments)
+        length = self.view.axis_length(axis, want)
+        return self.call(aten.reshape.default, (done, [*shape[:dim], self.sizes.emit(length), *shape[dim + 1 :]]))
+
+    def _current_shape(self, node: Node, x: Node, layout: Layout, dim: int) -> list[Any]:
+        """Sizes of all dims but `dim`, as emitted values."""
+        produced = self.view.produced(node)
+        sizes = []
+        for d, axis in enumerate(self.view.inference.axes[node][0]):
+            known = layout[d] if d == dim else produced[d]
+            sizes.append(self.sizes.emit(self.local_length(node, d, axis, known)))
+        return sizes
+
+    # -- calls ---------------------------------------------------------------------------------------
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
+        node = self.graph.call_function(target, args, kwargs or {})
+        if self.current is not None:
+            for key in ("stack_trace", "nn_module_stack"):
+                if key in self.current.meta:
+                    node.meta[key] = self.current.meta[key]
+            node.meta["seqpar_source"] = self.current.name
+        return node
+
+    def emit_call(self, node: Node, relation: Relation) -> None:
+        operands = {n: self.value(n, self.view.required(node, relation, i)) for i, n in enumerate(relation.operands)}
+        if node in self.view.labels.exchanged:
+            self.define(node, emit_exchange(self, node, relation, operands))
+            return
+        if relation.attention is not None and relation.attention.is_causal and any(self.view.produced(node)):
+            self.define(node, emit_local_causal(self, node, relation, operands))
+            return
+        target, args, kwargs = localise(self, node, relation)
+
+        def place(n: Node) -> Any:
+            return operands[n] if n in operands else self.any_value(n)
+
+        emitted = self.call(target, map_arg(args, place), map_arg(kwargs, place))
+        emitted = self.finish(node, relation, emitted)
+        if isinstance(node.meta["val"], torch.Tensor):
+            self.define(node, emitted)
+        else:
+            self.others[node] = emitted
+
+    def finish(self, node: Node, relation: Relation, emitted: Node) -> Node:
+        """Complete partial results."""
+        kind = self.view.reduced(node, relation)
+        if kind is None:
+            return emitted
+        reduced = self.call(all_reduce, (emitted, kind), {"group": "sp"})
+        if relation.rewrite is not None and relation.rewrite.kind == "mean":
+            dims = [(i, d) for i, d in relation.reduces]
+            count = self.sizes.emit(product(self.view.inference.table.axis_length(relation.operand_axes[i][d]) for i, d in dims))
+            reduced = self.call(aten.div.Tensor, (reduced, count))
+            reduced = self.call(aten._to_copy.default, (reduced,), {"dtype": node.meta["val"].dtype})
+        return reduced
+
+    # -- lengths --------------------------------------------------------------------------------------
+    def local_length(self, node: Node, dim: int, axis: Any, sharded: frozenset[int], output: int = 0) -> Length:
+        """Local length of a dim; of an unsharded dim the traced size, which needs no assumption about its axis."""
+        if not sharded:
+            value = node.meta["val"]
+            return shape_of(value if isinstance(value, torch.Tensor) else value[output])[dim]
+        return self.view.axis_length(axis, sharded)
+
+    def local_shape(self, node: Node) -> list[Any]:
+        """The emitted sizes of a node's (single) result in the layout it is produced in."""
+        axes = self.view.inference.axes[node][0]
+        return [self.sizes.emit(self.local_length(node, d, axis, s)) for d, (axis, s) in enumerate(zip(axes, self.view.produced(node), strict=True))]
+
+    def emit_lengths(self, lengths: tuple[Length, ...]) -> tuple[Any, ...]:
+        return tuple(self.sizes.emit(n) for n in lengths)
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))

@@ -1,0 +1,53 @@
+"""Emit lengths into a graph: numbers as they are, sympy expressions as arithmetic on the sizes of the inputs.
+
+Before: `s31 + FloorDiv(s87 + 1, 2)`
+After:  %sym_size = aten.sym_size.int(%hidden_states, 1); %add = add(%sym_size, …)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from seqpar.partitioner.lengths import Length
+
+
+class ExpressionEmitter:
+    """Writes each expression once, before the first node that uses it."""
+
+    def __init__(self, graph: Graph, symbols: Mapping[sympy.Symbol, tuple[int, int]]) -> None:
+        self._graph = graph
+        self._symbols = symbols
+        self._tracer = GraphAppendingTracer(graph)
+        self._placeholders: list[Node] = []
+        self._known: dict[sympy.Basic, Proxy] = {}
+
+    def add_placeholder(self, node: Node) -> None:
+        self._placeholders.append(node)
+
+    def emit(self, length: Length) -> int | Node:
+        """The value of a length in the emitted graph."""
+        if isinstance(length, int):
+            return length
+        if length.is_number:
+            return int(length)
+        known = self._known.get(length)
+        if known is None:
+            for symbol in length.free_symbols:
+                if symbol not in self._known:
+                    index, dim = self._symbols[symbol]
+                    size = self._graph.call_function(torch.ops.aten.sym_size.int, (self._placeholders[index], dim))
+                    self._known[symbol] = Proxy(size, self._tracer)
+            known = sympy_interp(PythonReferenceAnalysis, self._known, length)
+            self._known[length] = known
+        return known.node
+
+    def emit_all(self, lengths: Sequence[Length]) -> list[Any]:
+        return [self.emit(n) for n in lengths]

@@ -1,0 +1,154 @@
+"""Literals of a call that follow the local shapes, one function per kind of `Rewrite`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from seqpar.errors import UnsupportedError
+from seqpar.partitioner.lengths import Length, total
+from seqpar.partitioner.op import bind_arguments
+from seqpar.partitioner.relation import Relation
+
+if TYPE_CHECKING:
+    from seqpar.passes.emit import Emitter
+
+aten = torch.ops.aten
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def localise(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """Target, arguments and keyword arguments of a node on local operands (operands still as nodes of the source graph)."""
+    refuse_random(node, relation)
+    rewrite = relation.rewrite
+    call: Call = node.target, node.args, dict(node.kwargs)
+    if rewrite is not None and _touched(emitter, node, relation):
+        call = KINDS[rewrite.kind](emitter, node, relation)
+    # A local value, or the result of an exchange, may have strides that the whole value did not have.
+    return (aten.reshape.default, *call[1:]) if call[0] in VIEWS else call
+
+
+def _touched(emitter: Emitter, node: Node, relation: Relation) -> bool:
+    layouts = [emitter.view.required(node, relation, i) for i in range(len(relation.operands))]
+    return any(any(layout) for layout in layouts) or any((node, d, a) in emitter.view.labels.sharded for d, axis in enumerate(relation.out_axes[0]) for a in emitter.view.inference.table.roots(axis))
+
+
+def refuse_random(node: Node, relation: Relation) -> None:
+    """Ranks would draw different numbers than one process does."""
+    tags = getattr(node.target, "tags", ())
+    random = torch.Tag.nondeterministic_seeded in tags
+    if random and node.target is aten.scaled_dot_product_attention.default:
+        random = relation.attention.dropout > 0
+    if random and node.target in (aten.dropout.default, aten.native_dropout.default):
+        random = bool(node.args[2])
+    if random:
+        raise UnsupportedError(
+            f"{node.target} draws random numbers, and ranks cannot reproduce those of one process.\n{source_line(node)}"
+            "Call model.eval(), set dropout to 0, or draw the numbers outside and pass them in."
+        )
+
+
+def source_line(node: Node) -> str:
+    """The user's own line of a node, as in a traceback."""
+    frames = [f for f in (node.meta.get("stack_trace") or "").strip().split("\n  File ") if f.strip()]
+    return f"  File {frames[-1].removeprefix('File ').strip()}\n" if frames else ""
+
+
+def _sizes(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    assert relation.rewrite is not None
+    args = list(node.args)
+    args[relation.rewrite.arg] = emitter.local_shape(node)
+    return node.target, tuple(args), dict(node.kwargs)
+
+
+def _view(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    return aten.reshape.default, (node.args[0], emitter.local_shape(node)), {}
+
+
+def _bounds(emitter: Emitter, node: Node, relation: Relation) -> tuple[Length, Length]:
+    """Local start and stop of a cut-out range: what precedes it, and what is in it, in the operand's layout."""
+    assert relation.rewrite is not None
+    dim = relation.rewrite.dim
+    layout = emitter.view.required(node, relation, 0)[dim]
+    before, kept = relation.rewrite.data
+    start = emitter.view.factor_length(before, layout)
+    return start, total((start, emitter.view.axis_length(kept, layout)))
+
+
+def _slice(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    assert relation.rewrite is not None
+    dim = relation.rewrite.dim
+    if not emitter.view.required(node, relation, 0)[dim]:
+        return node.target, node.args, dict(node.kwargs)
+    start, stop = _bounds(emitter, node, relation)
+    return aten.slice.Tensor, (node.args[0], dim, emitter.sizes.emit(start), emitter.sizes.emit(stop)), {}
+
+
+def _slice_scatter(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    assert relation.rewrite is not None
+    bound = bind_arguments(node)
+    dim = relation.rewrite.dim
+    if not emitter.view.required(node, relation, 0)[dim]:
+        return node.target, node.args, dict(node.kwargs)
+    start, stop = _bounds(emitter, node, relation)
+    return node.target, (bound["self"], bound["src"], dim, emitter.sizes.emit(start), emitter.sizes.emit(stop)), {}
+
+
+def _split(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    assert relation.rewrite is not None
+    dim = relation.rewrite.dim
+    layout = emitter.view.required(node, relation, 0)[dim]
+    if not layout:
+        return node.target, node.args, dict(node.kwargs)
+    lengths = [emitter.sizes.emit(emitter.view.axis_length(axes[dim], layout)) for axes in relation.out_axes]
+    return aten.split_with_sizes.default, (node.args[0], lengths, dim), {}
+
+
+def _pad(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    assert relation.rewrite is not None
+    pads = list(node.args[1])  # type: ignore[arg-type]
+    layouts = emitter.view.produced(node)
+    table = emitter.view.inference.table
+    for dim, head, tail in relation.rewrite.data:
+        if not layouts[dim]:
+            continue
+        atoms = relation.out_axes[0][dim][0]
+        at = 2 * (len(layouts) - 1 - dim)
+        if head:
+            pads[at] = emitter.sizes.emit(emitter.view.factor_length(table.expand(atoms[:1]), layouts[dim]))
+        if tail:
+            pads[at + 1] = emitter.sizes.emit(emitter.view.factor_length(table.expand(atoms[-1:]), layouts[dim]))
+    return node.target, (node.args[0], pads, *node.args[2:]), dict(node.kwargs)
+
+
+def _mean(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """A partial sum in at least float32; `Emitter.finish` divides by the global count."""
+    if emitter.view.reduced(node, relation) is None:
+        return node.target, node.args, dict(node.kwargs)
+    bound = bind_arguments(node)
+    dtype = node.meta["val"].dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    if bound.get("dim") is None:
+        return aten.sum.default, (bound["self"],), {"dtype": wide}
+    return aten.sum.dim_IntList, (bound["self"], bound["dim"], bound["keepdim"]), {"dtype": wide}
+
+
+def _repeat_interleave(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    bound = bind_arguments(node)
+    return node.target, (bound["self"], bound["repeats"], bound["dim"]), {}
+
+
+KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
+    "sizes": _sizes,
+    "view": _view,
+    "slice": _slice,
+    "slice_scatter": _slice_scatter,
+    "split": _split,
+    "pad": _pad,
+    "mean": _mean,
+    "repeat_interleave": _repeat_interleave,
+}

@@ -1,0 +1,207 @@
+"""From a traced model to the programs of all ranks: infer, solve, emit, count."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from functools import cached_property
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.fx import Node
+
+from seqpar.errors import MeshError
+from seqpar.partitioner.cost import Machine, matmul_flops, node_work
+from seqpar.partitioner.infer import Inference, infer
+from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.solve import Solution, solve
+from seqpar.passes.compat import symbol_hints
+from seqpar.passes.count import Counts, count
+from seqpar.passes.emit import Emitter
+from seqpar.passes.localise import source_line
+from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.share import with_graph
+from seqpar.passes.trace import Traced
+
+
+class Partitioned:
+    """A traced model partitioned for a mesh: its plan, and the program of every rank (made on demand)."""
+
+    def __init__(self, traced: Traced, inference: Inference, solution: Solution, seconds: dict[str, float]) -> None:
+        self.traced = traced
+        self.inference = inference
+        self.solution = solution
+        self._seconds = seconds
+        self._programs: dict[int, fx.GraphModule] = {}
+
+    @property
+    def nothing_to_shard(self) -> bool:
+        return not any(r.attention is not None for r in self.inference.relations.values())
+
+    @cached_property
+    def conditions(self) -> list[sympy.Basic]:
+        """Relations between the symbols that this partition relies on."""
+        if self.traced.shape_env is None:
+            return []
+        table, ranks = self.inference.table, self.solution.degrees.ranks
+        sequences = self.inference.sequences.keys()
+        relations = [c for c, about in table.sizes.conditions() if any(a in sequences for b in about for a in table.expand((b,)))]
+        for atom in sequences:
+            length = table.length(atom)
+            if not isinstance(length, int):
+                relations.append(sympy.Ge(length, ranks) if table.sizes.hint(length) >= ranks else sympy.Lt(length, ranks))
+        return relations
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal on ranks that run the same program; covers the graph, the sizes, the labels and the mesh."""
+        digest = hashlib.sha256()
+        degrees = self.solution.degrees
+        digest.update(f"{degrees.ulysses} {degrees.ring}\n".encode())
+        view = LayoutView(self.inference, self.solution, 0)
+        for node in self.traced.gm.graph.nodes:
+            digest.update(f"{node.format_node()} {node in self.solution.labels.exchanged}".encode())
+            if node in self.inference.axes:
+                digest.update(view.text(node, view.produced(node)).encode())
+        return digest.hexdigest()
+
+    def program(self, rank: int) -> fx.GraphModule:
+        """The program of `rank`, groups still named by axis; same placeholders and outputs as `traced.gm`."""
+        if self.solution.degrees.ranks == 1 or self.nothing_to_shard:
+            return self.traced.gm
+        if rank not in self._programs:
+            started = time.perf_counter()
+            emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
+            self._programs[rank] = with_graph(self.traced.gm, emitter.run())
+            self._seconds.setdefault("rewrite", time.perf_counter() - started)
+        return self._programs[rank]
+
+    # -- the plan ----------------------------------------------------------------------------------
+    @cached_property
+    def plan(self) -> Plan:
+        degrees = self.solution.degrees
+        counts = self._counts()
+        sizes = self.inference.table.sizes
+        whole = {n.name: f for n in self.inference.relations if (f := self._contraction(n, sizes))}
+        kinds = counts[0].traffic.bytes
+        return Plan(
+            ulysses=degrees.ulysses,
+            ring=degrees.ring,
+            flops_total=sum(whole.values()),
+            flops_per_rank=tuple(c.total_flops for c in counts),
+            comm_bytes_per_rank={k: max(c.traffic.bytes[k] for c in counts) for k in kinds},
+            comm_calls={k: max(c.traffic.calls[k] for c in counts) for k in kinds},
+            attention=tuple(self._attention(n, r) for n, r in self.inference.relations.items() if r.attention is not None),
+            replicated_ops=self._replicated(whole),
+            seconds=dict(self._seconds),
+            nothing_to_shard=self.nothing_to_shard,
+        )
+
+    @staticmethod
+    def _contraction(node: Node, sizes: Sizes) -> int:
+        is_contraction = matmul_flops(node.target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
+        return node_work(node, sizes) if is_contraction else 0
+
+    def _counts(self) -> list[Counts]:
+        """Counts of every rank; ranks whose parts all have the same sizes share one run."""
+        degrees, table = self.solution.degrees, self.inference.table
+        example = self._example()
+        even = all(table.sizes.hint(table.length(a)) % degrees.ranks == 0 for a in self.inference.sequences)
+        heads = [table.sizes.hint(table.axis_length(r.operand_axes[r.attention.q][1])) for n, r in self.inference.relations.items() if n in self.solution.labels.exchanged]
+        if even and all(h % degrees.ulysses == 0 for h in heads) or self.nothing_to_shard:
+            only = count(self.program(0), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=0)
+            return [only] * degrees.ranks
+        return [count(self.program(r), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=r) for r in range(degrees.ranks)]
+
+    def _example(self) -> list[torch.Tensor]:
+        hint = self.inference.table.sizes.hint
+        values = [n.meta["val"] for n in self.traced.gm.graph.nodes if n.op == "placeholder"]
+        return [torch.empty([hint(_expr(s)) for s in v.shape], dtype=v.dtype, device="meta") for v in values]
+
+    def _attention(self, node: Node, relation: Relation) -> AttentionPlan:
+        view = LayoutView(self.inference, self.solution, 0)
+        spec, degrees = relation.attention, self.solution.degrees
+        queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
+        heads = self.inference.table.sizes.hint(self.inference.table.axis_length(relation.operand_axes[spec.q][1]))
+        if node in self.solution.labels.exchanged:
+            strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1)
+            why = "queries, keys and values exchanged over the mesh"
+        else:
+            cut = any(view.produced(node))
+            strategy = "local" if cut else "replicated"
+            why = "keys are whole on every rank: nothing moves" if cut else self.solution.reasons.get(node, "one rank")
+        return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
+
+    def _replicated(self, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
+        if self.solution.degrees.ranks == 1 or self.nothing_to_shard:
+            return ()
+        view = LayoutView(self.inference, self.solution, 0)
+        found = []
+        for node, relation in self.inference.relations.items():
+            flops = whole.get(node.name, 0)
+            if (flops == 0 and relation.seen) or node in self.solution.labels.exchanged:
+                continue
+            if any(view.produced(node)) or view.reduced(node, relation):
+                continue
+            found.append(ReplicatedOp(node.name, str(node.target), self._reason(node, relation), flops, one_line(node)))
+        return tuple(found)
+
+    def _reason(self, node: Node, relation: Relation) -> str:
+        if not relation.seen:
+            return "no rule for this operator"
+        table, ranks = self.inference.table, self.solution.degrees.ranks
+        atoms = {a for axes in (*relation.operand_axes, *relation.out_axes) for axis in axes for a in table.roots(axis)} & self.inference.sequences.keys()
+        if not atoms:
+            return "has no sequence dim"
+        if all(table.sizes.hint(table.length(a)) < ranks for a in atoms):
+            return f"its sequence is shorter than {ranks} ranks"
+        out = {a for axes in relation.out_axes for axis in axes for a in table.roots(axis)} & atoms
+        return relation.reason if relation.reason and not out else "computing it everywhere costs less than communicating"
+
+
+def one_line(node: Node) -> str:
+    """`file.py:12` of the user's source."""
+    text = source_line(node).strip().splitlines()
+    if not text:
+        return ""
+    parts = text[0].removeprefix("File ").split(",")
+    return f"{parts[0].strip().strip(chr(34))}:{parts[1].replace('line', '').strip()}" if len(parts) > 1 else parts[0]
+
+
+def _expr(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
+
+
+def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machine | None = None) -> Partitioned:
+    """Decide and prepare the programs of `ulysses * ring` ranks.
+
+    Raises:
+        MeshError: `ulysses` exceeds the heads of every attention.
+    """
+    sizes = Sizes(symbol_hints(traced.shape_env))
+    started = time.perf_counter()
+    inference = infer(traced.gm.graph, sizes)
+    inferred = time.perf_counter()
+    degrees = Degrees(ulysses, ring)
+    _check_heads(inference, degrees)
+    solution = solve(inference, degrees, machine)
+    solved = time.perf_counter()
+    seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
+    return Partitioned(traced, inference, solution, seconds)
+
+
+def _check_heads(inference: Inference, degrees: Degrees) -> None:
+    table = inference.table
+    heads = [
+        table.sizes.hint(table.axis_length(r.operand_axes[r.attention.q][1]))
+        for n, r in inference.relations.items()
+        if r.attention is not None and len(outputs_of(n)[0].shape) == 4
+    ]
+    if heads and max(heads) < degrees.ulysses:
+        raise MeshError(f"ulysses={degrees.ulysses} exceeds the model's {max(heads)} attention heads. Use ring for the rest, for example ulysses={max(heads)} with a larger ring")

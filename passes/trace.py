@@ -1,0 +1,281 @@
+"""Trace a model into one functional ATen graph.
+
+Before: an `nn.Module` and one call of it
+After:  %hidden_states = placeholder; %w = get_attr[proj.weight]; %linear = aten.linear(%hidden_states, %w); output (%linear,)
+
+Shapes: placeholders are the tensor leaves of the call; every node keeps its fake tensor in `meta["val"]`, its source line in
+`meta["stack_trace"]` and its module path in `meta["nn_module_stack"]`.
+"""
+
+import inspect
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from seqpar.errors import TraceError
+from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, unbacked_symbols
+from seqpar.passes.share import share_graph
+from seqpar.passes.trace_error import trace_error
+from seqpar.passes.warm import restored, warm_up
+
+aten = torch.ops.aten
+# Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
+CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
+LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """The model writes to a buffer or to an input: output `output` of the graph is the new content.
+
+    Invariants: exactly one of `buffer` (qualified name) and `placeholder` (index) is set.
+    """
+
+    output: int
+    buffer: str | None = None
+    placeholder: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.buffer is None) != (self.placeholder is None)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as one graph.
+
+    Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
+    the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`.
+    """
+
+    gm: fx.GraphModule
+    constants: dict[str, torch.Tensor]
+    call: Call
+    input_positions: tuple[int, ...]
+    out_spec: Any
+    mutations: tuple[Mutation, ...]
+    shape_env: ShapeEnv | None
+    symbols: dict[sympy.Symbol, tuple[int, int]]
+    seconds: float
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs that belong to the model's result (mutations not counted)."""
+        return self.out_spec.num_leaves
+
+
+class Result:
+    """What the model returned while it was traced. No container, so that torch.export does not put it back."""
+
+    spec: Any = None
+    in_graph: tuple[bool, ...] = ()
+    literals: tuple[Any, ...] = ()
+
+
+class FlatModel(torch.nn.Module):
+    """The model as a function from a tuple of tensors to a tuple of tensors; everything else is fixed."""
+
+    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int]):
+        super().__init__()
+        self.model = model
+        self.call, self.positions = call, tuple(positions)
+        self.result = Result()
+
+    def forward(self, leaves: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        full = list(self.call.leaves)
+        for position, leaf in zip(self.positions, leaves, strict=True):
+            full[position] = leaf
+        args, kwargs = self.call.rebuild(full)
+        outputs, self.result.spec = pytree.tree_flatten(self.model(*args, **kwargs))
+        inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)
+        self.result.in_graph = inside
+        self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
+        return tuple(out for out, traced in zip(outputs, inside, strict=True) if traced)
+
+
+def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None) -> Traced:
+    """Trace `model(*args, **kwargs)`; the model is left as it was.
+
+    Args:
+        args, kwargs: an example call with full (global) tensors on any device, meta included.
+        dynamic: True: sizes of inputs are symbols where the model permits, an error if nowhere; False: all sizes fixed;
+            None: symbolic where that makes an attention length symbolic, else fixed.
+
+    Raises:
+        TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
+        SignatureError: the arguments do not fit the model.
+    """
+    check_torch_version()
+    started = time.perf_counter()
+    call = canonical_call(inspect.signature(model.forward), args, kwargs)
+    warm_failure = warm_up(model, *call.rebuild(call.leaves))
+    traced: Traced | None = None
+    if dynamic is not False:
+        try:
+            traced = trace_once(model, call, symbolic=True)
+        except TraceError:
+            if dynamic:
+                raise
+    if traced is not None and dynamic and traced.shape_env is None:
+        raise TraceError("dynamic=True, but the model fixes every size of its inputs (its Python code depends on them). Use dynamic=None: one program per input shape")
+    if traced is None or (dynamic is None and traced.shape_env is not None and not worth_symbols(traced)):
+        try:
+            traced = trace_once(model, call, symbolic=False)
+        except TraceError as error:
+            if warm_failure is not None:
+                raise TraceError(f"the model itself fails on the example inputs: {type(warm_failure).__name__}: {warm_failure}") from error
+            raise
+    object.__setattr__(traced, "seconds", time.perf_counter() - started)
+    return traced
+
+
+def trace_once(model: torch.nn.Module, call: Call, *, symbolic: bool) -> Traced:
+    """One export, with all sizes symbolic where possible or all fixed."""
+    positions = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
+    # A program must not depend on the example's strides: a later non-contiguous input is made contiguous as well.
+    leaves = tuple(call.leaves[i].detach().contiguous() for i in positions)
+    flat = FlatModel(model, call, positions)
+    flat.train(model.training)
+    dims = (tuple({d: torch.export.Dim.AUTO for d in range(leaf.dim())} for leaf in leaves),) if symbolic else None
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(quiet())
+        stack.enter_context(restored(model))
+        try:
+            exported = torch.export.export(flat, (leaves,), dynamic_shapes=dims, strict=False).run_decompositions({})
+        except Exception as error:
+            raise trace_error(error, model) from error
+    return build(model, call, positions, flat.result, exported)
+
+
+def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram) -> Traced:
+    """Turn an exported program into a `Traced`: parameters become get_attr, checks go, outputs get their order."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, Any] = {}
+    lifted: dict[fx.Node, str] = {}
+    names = {path: re.sub(r"\W+", "_", call.paths[p]).strip("_") for path, p in enumerate(positions)}
+    user_inputs: dict[str, int] = {}
+    old_nodes = list(exported.graph.nodes)
+    for node, spec in zip(old_nodes, exported.graph_signature.input_specs, strict=False):
+        assert node.op == "placeholder" and spec.arg.name == node.name
+        if spec.kind is InputKind.USER_INPUT:
+            user_inputs[node.name] = len(user_inputs)
+            env[node] = graph.placeholder(names[len(user_inputs) - 1])
+            env[node].meta = clean_meta(node.meta)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            lifted[node] = spec.target.removeprefix("model.")
+        else:
+            lifted[node] = f"_constant_{len(constants)}"
+            constants[lifted[node]] = exported.constants[spec.target]
+
+    def new(node: fx.Node) -> fx.Node:
+        if node not in env:
+            env[node] = graph.get_attr(lifted[node])
+            env[node].meta = clean_meta(node.meta)
+        return env[node]
+
+    for node in old_nodes:
+        if node.op == "get_attr":  # the graph of a higher order operator
+            attribute = f"_subgraph_{len(constants)}"
+            constants[attribute] = getattr(exported.graph_module, node.target)
+            env[node] = graph.get_attr(attribute)
+        elif node.op == "call_function" and not is_check(node):
+            env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=node.name)
+            env[node].meta = clean_meta(node.meta)
+    mutations = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
+    graph.eliminate_dead_code()
+    graph.lint()
+    gm = share_graph(model, graph, constants, type(model).__name__)
+    shape_env, symbols = read_symbols(gm)
+    tensors = {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
+    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0)
+
+
+def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exported: torch.export.ExportedProgram, user_inputs: Mapping[str, int]) -> tuple[Mutation, ...]:
+    """Append the output node: the model's leaves in `out_spec` order, then what it writes."""
+    specs = exported.graph_signature.output_specs
+    user = iter(value for value, spec in zip(old.args[0], specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)  # type: ignore[arg-type]
+    outputs: list[Any] = []
+    for inside, literal in zip(result.in_graph, result.literals, strict=True):
+        if not inside and not isinstance(literal, LITERALS):
+            raise TraceError(
+                f"the model returns a {type(literal).__name__}, a type that is no tensor, number, string, None or known container of them: "
+                "return those (return_dict=False), or register the type with torch.export.register_dataclass"
+            )
+        value = next(user) if inside else literal
+        outputs.append(new(value) if isinstance(value, fx.Node) else value)
+    mutations: list[Mutation] = []
+    for value, spec in zip(old.args[0], specs, strict=True):  # type: ignore[arg-type]
+        if spec.kind is OutputKind.USER_OUTPUT:
+            continue
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            mutations.append(Mutation(len(outputs), buffer=spec.target.removeprefix("model.")))
+        elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+            mutations.append(Mutation(len(outputs), placeholder=user_inputs[spec.target]))
+        else:
+            raise TraceError(f"the model writes to {spec.target} in its forward ({spec.kind.name}); only buffers and inputs can be written")
+        outputs.append(new(value))
+    graph.output(tuple(outputs))
+    return tuple(mutations)
+
+
+def is_check(node: fx.Node) -> bool:
+    """True for a node that only checks what the guards check. An assertion about a value read from a tensor stays."""
+    if node.target in CHECKS:
+        return True
+    if node.target is not aten._assert_scalar.default:
+        return False
+    condition = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else node.args[0]
+    return not unbacked_symbols(condition)
+
+
+def clean_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What later stages read: the value, the source line, the module path (without the wrapper of this file)."""
+    kept = {key: meta[key] for key in ("val", "stack_trace", "torch_fn") if meta.get(key) is not None}
+    if meta.get("nn_module_stack"):
+        entries = [(key, (path.removeprefix("model").removeprefix("."), kind)) for key, (path, kind) in meta["nn_module_stack"].items() if path]
+        kept["nn_module_stack"] = dict(entries)
+    if "stack_trace" in kept:
+        kept["stack_trace"] = "\n".join(frame for frame in re.split(r"\n(?=\s*File )", kept["stack_trace"]) if __file__ not in frame)
+    return kept
+
+
+def read_symbols(gm: fx.GraphModule) -> tuple[ShapeEnv | None, dict[sympy.Symbol, tuple[int, int]]]:
+    """The ShapeEnv if any size in the graph is symbolic, and where each symbol can be read from the inputs."""
+    symbols: dict[sympy.Symbol, tuple[int, int]] = {}
+    shape_env: ShapeEnv | None = None
+    for node in gm.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+            for size in sizes:
+                if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
+                    shape_env = size.node.shape_env
+    for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
+        for dim, size in enumerate(symbolic_shape(node.meta["val"])):
+            if isinstance(size, sympy.Symbol):
+                symbols.setdefault(size, (index, dim))
+    return shape_env, symbols
+
+
+def worth_symbols(traced: Traced) -> bool:
+    """True if a symbolic program buys anything: an attention has a symbolic dim, and each symbol can be read from an input."""
+    inputs = [node for node in traced.gm.graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        for size in symbolic_shape(node.meta["val"]):
+            if isinstance(size, sympy.Expr) and not size.free_symbols <= traced.symbols.keys():
+                return False
+    for node in traced.gm.graph.nodes:
+        if node.target in ATTENTION and any(isinstance(size, sympy.Expr) for size in symbolic_shape(node.args[0].meta["val"])):
+            return True
+    return False

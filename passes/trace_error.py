@@ -1,0 +1,72 @@
+"""Turn whatever torch.export raised into one message: which operator, which line of the user's code, what to try."""
+
+import os
+import re
+import sysconfig
+import traceback
+
+import torch
+
+from seqpar.errors import TraceError
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
+HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+DATA_DEPENDENT = re.compile(r"data[- ]dependent|DataDependent|Could not guard|unbacked|local_scalar_dense|fake tensor", re.I)
+
+READ_ADVICE = (
+    "The model reads a value out of a tensor (`if tensor:`, `.item()`, `.tolist()`, indexing by a boolean mask), so its program depends on data: "
+    "pass that value as a Python argument (a flag, a list of lengths), or drop the input it comes from (a mask that hides nothing can be None)."
+)
+GENERAL_ADVICE = (
+    "Try dynamic=False; run the model eagerly with the same inputs; give every optional input explicitly; "
+    "torch.export.export(model, args, kwargs, strict=False) shows the whole error."
+)
+
+
+def trace_error(error: BaseException, model: torch.nn.Module) -> TraceError:
+    """A TraceError that describes `error`."""
+    message = " ".join(str(error).split("\n\n")[0].split())[:400] or type(error).__name__
+    where = user_line(error)
+    data_dependent = bool(DATA_DEPENDENT.search(f"{type(error).__name__} {error}"))
+    lines = [
+        f"{type(model).__name__} cannot be traced into one graph: {type(error).__name__}: {message}",
+        f"  operator: {operator_name(error)}",
+        f"  where:    {where or 'unknown'}",
+        f"  try:      {READ_ADVICE if data_dependent else GENERAL_ADVICE}",
+    ]
+    return TraceError("\n".join(lines))
+
+
+def user_line(error: BaseException) -> str | None:
+    """The innermost frame that is neither torch's, nor Python's, nor ours: `file:line in function: source`."""
+    for exception in chain(error):
+        for frame in reversed(traceback.extract_tb(exception.__traceback__)):
+            path = os.path.abspath(frame.filename)
+            if not path.startswith((TORCH, HERE, STDLIB + "contextlib", STDLIB + "functools")) and os.path.exists(path):
+                return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    return None
+
+
+def operator_name(error: BaseException) -> str:
+    """The ATen operator the message names, else the call in the failing source line, else 'unknown'."""
+    for exception in chain(error):
+        found = re.search(r"\b(?:torch\.ops\.)?((?:aten|_c10d_functional|prims|[a-z_]+)(?:::|\.)[a-z_0-9]+)(?:\.(?:default|Tensor|Scalar|int))?", str(exception))
+        if found and re.search(r"aten|torch\.ops", found[0]):
+            return found[0]
+    line = user_line(error) or ""
+    source = line.partition(": ")[2]
+    called = re.findall(r"([\w.]+)\(", source)
+    if called:
+        return called[-1]
+    return f"`{source}`" if source else "unknown"
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """`error` and what caused it, outermost first."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found

@@ -1,0 +1,87 @@
+"""Keep a model as it was: an eager call before tracing, and its Python state put back after tracing."""
+
+import copy
+import gc
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from seqpar.passes.compat import pytree
+
+CONTAINERS = (list, dict, set)
+
+
+def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
+    """Run `model` once eagerly, so that tables it memoises hold real tensors before it is traced.
+
+    Not done on meta tensors. Buffers the call writes and the random state are put back. Returns the exception of a call that failed
+    (for example out of memory: the tracer copes without), else None.
+    """
+    state = list(model.parameters()) + list(model.buffers())
+    if any(tensor.device.type == "meta" for tensor in state):
+        return None
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = {tensor.device for tensor in state if tensor.device.type == "cuda"}
+    failure: Exception | None = None
+    # Inputs are cloned because the model may write to them; inference mode would leave inference tensors in the tables.
+    with torch.random.fork_rng(devices=sorted({device.index or 0 for device in devices})), torch.inference_mode(False), torch.no_grad():
+        try:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
+            model(*args, **kwargs)
+        except Exception as error:  # whatever it is, tracing will tell more about it
+            failure = error.with_traceback(None)
+    with torch.inference_mode(False), torch.no_grad():
+        for buffer, before in saved:
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
+    if isinstance(failure, torch.OutOfMemoryError):
+        gc.collect()
+        torch.cuda.empty_cache()
+    return failure
+
+
+@contextmanager
+def restored(model: torch.nn.Module) -> Iterator[None]:
+    """Put back every attribute of the model's modules (and of plain objects and containers they hold) on leaving.
+
+    Tracing assigns fake tensors and symbols to memoised tables and counters; none may stay behind.
+    """
+    saved: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        remember(module.__dict__, saved, seen, depth=4)
+    try:
+        yield
+    finally:
+        for container, before in saved:
+            if isinstance(container, list):
+                if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+                    container[:] = before
+            elif isinstance(container, set):
+                if container != before:
+                    container.clear()
+                    container.update(before)
+            elif container.keys() != before.keys() or any(container[key] is not before[key] for key in before):
+                container.clear()
+                container.update(before)
+
+
+def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: int) -> None:
+    """Append (container, shallow copy) for `value` and the containers and plain objects it holds."""
+    if depth == 0 or id(value) in seen or isinstance(value, torch.nn.Module | torch.Tensor) or inspect.isclass(value):
+        return
+    seen.add(id(value))
+    if isinstance(value, CONTAINERS):
+        saved.append((value, copy.copy(value)))
+        children = list(value.values()) if isinstance(value, dict) else list(value)
+    elif isinstance(value, tuple):
+        children = list(value)
+    elif hasattr(value, "__dict__") and not callable(value) and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
+        children = [value.__dict__]
+    else:
+        return
+    for child in children:
+        remember(child, saved, seen, depth - 1)

@@ -1,0 +1,170 @@
+"""Ring attention: queries stay, blocks of keys and values travel from neighbour to neighbour.
+
+Shapes: B batch, H and Hk heads, Sq_r / Sk_r what rank r of the ring holds, D head dim.
+`query_segments` / `key_segments` (see `layout`) describe the global order; entries of tuples are ring ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqpar.errors import UnsupportedError
+from seqpar.runtime.attention import Partial, attend, causal_mask, merge, nothing_seen
+from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, start_ring_exchange, wait
+from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, local_ranges, sharded_only, take, total
+from seqpar.runtime.wire import pack, unpack
+
+
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    query_segments: Segments,
+    key_segments: Segments,
+    scale: float | None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    group: Group,
+) -> Tensor:
+    """Attention of the local q [B, H, Sq_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q.
+
+    Int key segments (held by every rank) are attended once, together with the own block; tuple segments
+    rotate, the next block in flight while the current one computes. Any part may be empty.
+    mask: the *global* mask, boolean or additive, broadcastable to [B, H, Sq, Sk]. `is_causal`: global positions.
+    Blocks are merged in rotation order, so the rows of int query segments differ between ranks in the last bits;
+    `split_kv_attention` is the bit-identical way.
+    """
+    size, rank = size_of(group), rank_of(group)
+    rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
+    key_ranges = global_ranges(key_segments, rank)
+    if size == 1 or not any_sharded(key_segments):
+        return _finish(rule.attend(q, k, v, key_ranges), q, v)
+    local = sharded_only(key_segments, local_ranges(key_segments, rank))
+    block = _pack_block(k, v, local)
+    result: Partial | None = None
+    for step in range(size):
+        incoming, pending = (rank - step - 1) % size, None
+        if step + 1 < size:
+            next_ranges = sharded_only(key_segments, global_ranges(key_segments, incoming))
+            shapes = _block_shapes(k, v, total(next_ranges))
+            numel = k.shape[0] * total(next_ranges) * (k.shape[1] * k.shape[3] + v.shape[1] * v.shape[3])
+            pending = start_ring_exchange(block, numel, group)
+        partial = rule.attend(q, k, v, key_ranges)
+        if partial is not None:
+            result = partial if result is None else merge(*result, *partial)
+        if pending is not None:
+            block, key_ranges = wait(pending), next_ranges
+            k, v = (x.transpose(1, 2) for x in unpack(block, shapes))
+    return _refuse_gradients(_finish(result, q, v))
+
+
+def split_kv_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    query_segments: Segments,
+    key_segments: Segments,
+    scale: float | None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    group: Group,
+) -> Tensor:
+    """`ring_attention` for queries that every rank holds whole (all `query_segments` are ints).
+
+    Every rank attends to its own keys; the partial results are all-gathered and merged in rank order, so the
+    result [B, H, Sq, D] has the same bits on every rank. Int key segments are attended by the last rank.
+    """
+    size, rank = size_of(group), rank_of(group)
+    assert not any_sharded(query_segments), f"queries must be whole on every rank: {query_segments}"
+    rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
+    key_ranges = global_ranges(key_segments, rank)
+    if size == 1 or not any_sharded(key_segments):
+        return _finish(rule.attend(q, k, v, key_ranges), q, v)
+    if rank != size - 1:  # the last rank has the smallest parts
+        local = sharded_only(key_segments, local_ranges(key_segments, rank))
+        k, v = _join(k, local), _join(v, local)
+        key_ranges = sharded_only(key_segments, key_ranges)
+    out, lse = rule.attend(q, k, v, key_ranges) or nothing_seen(q, v)
+    out, lse = out.to(lse.dtype), lse.unsqueeze(-1)
+    wire = wait(start_all_gather(pack([([out], 0), ([lse], 0)], out), group))
+    parts = unpack(wire, [out.shape, lse.shape] * size)
+    result = parts[0], parts[1].squeeze(-1)
+    for r in range(1, size):
+        result = merge(*result, parts[2 * r], parts[2 * r + 1].squeeze(-1))
+    return _refuse_gradients(result[0].to(q.dtype))
+
+
+@dataclass(frozen=True)
+class _Visibility:
+    """Which of this rank's queries see which keys, and how they are attended."""
+
+    mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+    query_ranges: list[Range]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_ranges: list[Range]) -> Partial | None:
+        """Attention to the keys at these global positions; None when no query sees any of them."""
+        if total(key_ranges) == 0 or total(self.query_ranges) == 0:
+            return None
+        if not self.is_causal:
+            mask = None if self.mask is None else self._local_mask(self.mask, key_ranges)
+            return attend(q, k, v, mask, self.scale, self.enable_gqa)
+        assert self.mask is None, "mask and is_causal exclude each other"
+        if key_ranges == self.query_ranges:  # any such pair is lower triangular, and kernels know that shape
+            return attend(q, k, v, None, self.scale, self.enable_gqa, is_causal=True)
+        (first_query, last_query), (first_key, last_key) = _extent(self.query_ranges), _extent(key_ranges)
+        if first_key > last_query:
+            return None
+        mask = None if last_key <= first_query else causal_mask(self.query_ranges, key_ranges, q.device)
+        return attend(q, k, v, mask, self.scale, self.enable_gqa)
+
+    def _local_mask(self, mask: Tensor, key_ranges: list[Range]) -> Tensor:
+        mask = mask[(None,) * (4 - mask.ndim)]
+        for dim, ranges in ((2, self.query_ranges), (3, key_ranges)):
+            if mask.shape[dim] != 1:  # else broadcast
+                mask = _join(mask, ranges, dim)
+        return mask
+
+
+def _pack_block(k: Tensor, v: Tensor, ranges: Sequence[Range]) -> Tensor:
+    """K, then V, each as [B, S, H, D]: the memory order the projections produce."""
+    return pack([(take(x.transpose(1, 2), 1, ranges), 1) for x in (k, v)], k)
+
+
+def _block_shapes(k: Tensor, v: Tensor, length: int) -> list[list[int]]:
+    return [[x.shape[0], length, x.shape[1], x.shape[3]] for x in (k, v)]
+
+
+def _join(x: Tensor, ranges: Sequence[Range], dim: int = 2) -> Tensor:
+    pieces = take(x, dim, ranges)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+def _extent(ranges: Sequence[Range]) -> tuple[int, int]:
+    """First and last position of the non-empty ranges."""
+    kept = [(start, start + length - 1) for start, length in ranges if length > 0]
+    return kept[0][0], kept[-1][1]
+
+
+def _finish(partial: Partial | None, q: Tensor, v: Tensor) -> Tensor:
+    out, _ = nothing_seen(q, v) if partial is None else partial
+    return out.to(q.dtype)
+
+
+def _refuse_gradients(out: Tensor) -> Tensor:
+    """Kernels give no gradient for the log-sum-exp: make `backward` through a merge an error, not a wrong number."""
+    if out.requires_grad and not torch.compiler.is_compiling():
+        out.register_hook(_raise_no_gradient)
+    return out
+
+
+def _raise_no_gradient(_: Tensor) -> None:
+    raise UnsupportedError("no gradient passes through ring attention yet: run under torch.no_grad(), or use ulysses only")

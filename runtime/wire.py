@@ -1,0 +1,64 @@
+"""Wire buffers: many tensors packed into one flat buffer with one copy, and read back as views."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Block = tuple[Sequence[Tensor], int]
+"""Pieces, and the dim along which they are concatenated on the wire."""
+
+
+def to_wire(x: Tensor) -> Tensor:
+    """`x` in a dtype that every collective can carry: complex gains a last dim of 2, bool becomes uint8."""
+    if x.is_complex():
+        return torch.view_as_real(x.resolve_conj())
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def from_wire(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inverse of `to_wire` for a tensor that had `dtype`."""
+    if dtype.is_complex:
+        return torch.view_as_complex(x)
+    return x.view(torch.bool) if dtype == torch.bool else x
+
+
+def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None) -> Tensor:
+    """A 1-D buffer holding the blocks one after another, each in the order `torch.cat(pieces, dim)` would have.
+
+    dtype and device are those of `like`; `size` is the buffer's length when it is more than the blocks need
+    (what follows is never read). A single contiguous piece that fills the buffer is returned as a view.
+    """
+    shapes = [_cat_shape(pieces, dim) for pieces, dim in blocks]
+    numels = [math.prod(shape) for shape in shapes]
+    total = sum(numels)
+    size = total if size is None else size
+    if torch.compiler.is_compiling():  # writes into views would be functionalised into one full copy per piece
+        flat = [torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks]
+        return torch.cat([*flat, like.new_zeros(size - total)])
+    if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total:
+        return blocks[0][0][0].view(-1)
+    buffer, offset = like.new_empty(size), 0
+    for (pieces, dim), shape, numel in zip(blocks, shapes, numels, strict=True):
+        target, start = buffer.narrow(0, offset, numel).view(shape), 0  # narrow, as autograd forbids writes after split
+        for piece in pieces:
+            target.narrow(dim, start, piece.shape[dim]).copy_(piece)
+            start += piece.shape[dim]
+        offset += numel
+    return buffer
+
+
+def unpack(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Views of the 1-D `flat` with the given shapes, one after another; `flat` holds exactly these."""
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [part.view(tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def with_dim(shape: Sequence[int], dim: int, length: int) -> list[int]:
+    """`shape` with the size of one dim replaced."""
+    return [length if i == dim else n for i, n in enumerate(shape)]
+
+
+def _cat_shape(pieces: Sequence[Tensor], dim: int) -> list[int]:
+    return with_dim(pieces[0].shape, dim, sum(piece.shape[dim] for piece in pieces))

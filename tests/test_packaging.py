@@ -1,0 +1,72 @@
+"""The repository root is the package: what gets installed must be seqpar, all of seqpar, and nothing else."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_PACKAGES = {"tests", "docs", "build", "dist", "demo_output"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
+
+
+def folders_with_python():
+    """Every folder that holds a Python file and is meant to be installed, as a dotted name."""
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).parts[:-1]
+        if not any(part.startswith(".") or part in NOT_PACKAGES for part in parts):
+            yield ".".join(["seqpar", *parts])
+
+
+def test_package_list_is_complete():
+    assert sorted(set(folders_with_python())) == sorted(PACKAGES)
+
+
+def test_every_package_has_an_init():
+    missing = [name for name in PACKAGES if not ROOT.joinpath(*name.split(".")[1:], "__init__.py").is_file()]
+    assert missing == []
+
+
+def test_metadata():
+    project = PYPROJECT["project"]
+    assert project["license"] == "Apache-2.0" and "Apache License" in (ROOT / "LICENSE").read_text()
+    assert {"diffusers", "dev"} <= project["optional-dependencies"].keys()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built offline from a copy: setuptools leaves build folders behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # Symlinks stay symlinks: .typing/seqpar points back at the root.
+    ignore = shutil.ignore_patterns(".venv", ".git", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "demo_output")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), "."]
+    built = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_wheel_holds_seqpar_and_nothing_else(wheel):
+    names = wheel.namelist()
+    assert {name for name in {n.split("/")[0] for n in names} if not name.endswith(".dist-info")} == {"seqpar"}
+    sources = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in ROOT.joinpath(*name.split(".")[1:]).glob("*.py")}
+    assert {n.removeprefix("seqpar/") for n in names if n.startswith("seqpar/")} == sources | {"py.typed"}
+
+
+def test_wheel_registers_the_backend(wheel):
+    (entry_points,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
+    text = wheel.read(entry_points).decode()
+    assert re.search(r"\[torch_dynamo_backends\]\s+seqpar = seqpar\.backend:seqpar_backend", text)
+
+
+def test_torch_lists_the_backend_without_importing_seqpar():
+    program = "import sys, torch._dynamo as d; assert 'seqpar' in d.list_backends(); assert 'seqpar' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

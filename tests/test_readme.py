@@ -1,0 +1,33 @@
+"""Every python block of the README runs, on four real ranks, one after the other as a reader would type them."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def python_blocks():
+    return re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_blocks(blocks):
+    namespace = {"__name__": "readme"}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
+    return sorted(namespace)
+
+
+def test_blocks_run(ranks):
+    blocks = python_blocks()
+    assert len(blocks) == README.read_text().count("```python") > 0
+    names = ranks.run(run_blocks, blocks, timeout=500)
+    assert all({"fast", "plan", "report"} <= set(names_of_rank) for names_of_rank in names)
+
+
+def test_it_names_commands_that_exist():
+    text, makefile = README.read_text(), (README.parent / "Makefile").read_text()
+    targets = re.findall(r"^    make (\w+)", text, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (README.parent / link).exists(), link

@@ -1,0 +1,119 @@
+"""The tool as a user starts it: tiny pipelines, in one process, on local ranks, and under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+
+from seqpar.tools import text_to_image
+
+SMALL = ["--prompt", "a lighthouse", "--width", "64", "--height", "64", "--num-inference-steps", "2", "--device", "cpu", "--json"]
+TOOL = ["-m", "seqpar.tools.text_to_image"]
+
+
+def run_tool(launcher, arguments, folder):
+    """The tool's JSON report from a process of its own, and what it wrote to stderr."""
+    command = [*launcher, *TOOL, *SMALL, *arguments, "--output", str(folder / "out.png")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def check_pictures(folder, size=(64, 64)):
+    with PIL.Image.open(folder / "out.png") as alone, PIL.Image.open(folder / "out_compare.png") as both:
+        assert alone.size == size and both.size == (2 * size[0] + 2, size[1])
+        assert alone.getextrema() != ((0, 0),) * 3, "not black"
+        assert list(both.crop((0, 0, *size)).getdata()) == list(alone.getdata())
+
+
+@pytest.mark.parametrize("model", ["qwen-image", "wan", "z-image", "longcat-image"])
+def test_two_local_ranks(model, tmp_path):
+    report, _ = run_tool([sys.executable], ["--model", f"tiny:{model}", "--ulysses-degree", "2", "--compare"], tmp_path)
+    assert report["comparison"]["relative_latent_difference"] < 1e-4
+    assert report["world_size"] == len(report["peak_memory_bytes"]) == 2
+    check_pictures(tmp_path)
+
+
+def test_four_local_ranks(tmp_path):
+    arguments = ["--model", "tiny:flux", "--ulysses-degree", "2", "--ring-degree", "2", "--compare"]
+    report, messages = run_tool([sys.executable], arguments, tmp_path)
+    assert report["comparison"]["relative_latent_difference"] < 1e-4
+    assert report["comparison"]["max_abs_pixel_difference"] < 1e-3
+    assert len(report["seconds_per_step"]) == 2 and len(report["peak_memory_bytes"]) == 4
+    assert report["plans"][0]["world_size"] == 4 and report["plans"][0]["comm_calls"]
+    assert messages.count("compiled FluxTransformer2DModel") == 1, "one rank speaks, one program serves all steps"
+    assert messages.count("steps:   0%|") == messages.count("one process:   0%|") == 1, "one progress bar each"
+    check_pictures(tmp_path)
+
+
+def test_under_torchrun(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    report, _ = run_tool(torchrun, ["--model", "tiny:flux", "--ring-degree", "2", "--compare"], tmp_path)
+    assert report["ring"] == report["world_size"] == 2
+    assert report["comparison"]["relative_latent_difference"] < 1e-4
+
+
+def test_one_process_is_the_same_to_the_bit(tmp_path, capsys):
+    output = tmp_path / "out.png"
+    assert text_to_image.main(["--model", "tiny:flux", *SMALL, "--compare", "--output", str(output)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["world_size"] == 1 and report["comparison"]["relative_latent_difference"] < 1e-6
+    check_pictures(tmp_path)
+
+
+def test_text_report_ends_with_picture_and_difference(tmp_path, capsys):
+    output = tmp_path / "out.png"
+    arguments = [argument for argument in SMALL if argument != "--json"]
+    assert text_to_image.main(["--model", "tiny:flux", *arguments, "--compare", "--output", str(output)]) == 0
+    *_, picture, side_by_side, difference = capsys.readouterr().out.splitlines()
+    assert str(output) in picture and "out_compare.png" in side_by_side and "difference" in difference
+
+
+def test_several_frames_are_an_animation(tmp_path):
+    arguments = ["--model", "tiny:wan", "--num-frames", "5", "--prompt", "x", "--device", "cpu"]
+    output = tmp_path / "out.webp"
+    assert text_to_image.main([*arguments, "--width", "32", "--height", "32", "--num-inference-steps", "1", "--output", str(output)]) == 0
+    with PIL.Image.open(output) as animation:
+        assert animation.n_frames == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "tiny:nonsense"], "nonsense"),
+        (["--model", "no/such/pipeline"], "cannot load 'no/such/pipeline'"),
+        (["--model", "tiny:flux", "--num-frames", "3", "--output", "x.jpg"], "3 frames do not fit"),
+        (["--model", "tiny:flux", "--output", "picture"], "cannot save"),
+        (["--model", "tiny:flux", "--pipeline-argument", "strength=2"], "takes no strength"),
+    ],
+)
+def test_bad_requests_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert text_to_image.main([*SMALL, *arguments]) == 1
+    errors = capsys.readouterr().err
+    assert "error: " in errors and message in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("arguments", [["--ulysses-degree", "0"], ["--pipeline-argument", "strength"], ["--seed", "x"]])
+def test_bad_usage(arguments):
+    with pytest.raises(SystemExit) as caught:
+        text_to_image.main(["--model", "tiny:flux", "--prompt", "x", *arguments])
+    assert caught.value.code == 2
+
+
+def test_pipeline_arguments_are_json_or_text():
+    job, device = text_to_image.parse(
+        ["--model", "m", "--prompt", "p", "--pipeline-argument", "scale=1.5", "--pipeline-argument", "mode=fast", "--device", "cpu"]
+    )
+    assert job.request.extra == {"scale": 1.5, "mode": "fast"} and device == "cpu"
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        text_to_image.main(["--help"])
+    assert "--ulysses-degree 2 --ring-degree 2" in capsys.readouterr().out

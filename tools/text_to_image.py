@@ -1,0 +1,248 @@
+"""Make a picture with a diffusers pipeline whose transformer runs sequence-parallel.
+
+    python -m seqpar.tools.text_to_image --model tiny:flux --prompt "a lighthouse" --ulysses-degree 2 --ring-degree 2 --compare
+
+Starts its own local processes; `torchrun --nproc-per-node 4 -m seqpar.tools.text_to_image …` works too.
+"""
+
+import argparse
+import functools
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import seqpar
+from seqpar.errors import SeqparError
+from seqpar.tools import picture, pipeline
+from seqpar.tools.compile_on_first_call import CompileModel, CompileOnFirstCall
+from seqpar.tools.launch import Rank, launch, pick_device_type
+from seqpar.tools.report import Comparison, RunReport
+
+TINY_PREFIX = "tiny:"
+EXAMPLE = """example, on any machine:
+  python -m seqpar.tools.text_to_image --model tiny:flux --prompt "a lighthouse" \\
+      --ulysses-degree 2 --ring-degree 2 --width 256 --height 256 --num-inference-steps 4 --compare --output lighthouse.png
+example, on 4 GPUs:
+  python -m seqpar.tools.text_to_image --model Qwen/Qwen-Image --prompt "a lighthouse" \\
+      --ulysses-degree 2 --ring-degree 2 --width 1664 --height 928 --num-inference-steps 50 --output lighthouse.png
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank has to know."""
+
+    model: str
+    request: pipeline.Request
+    ulysses: int
+    ring: int
+    dtype: str | None
+    backend: str | None
+    compare: bool
+    as_json: bool
+    output: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, launch, report. Returns the exit status: 0, or 1 after a message on stderr."""
+    job, device_type = parse(argv)
+    try:
+        picture.check_writable(job.output, job.request.num_frames or 1)
+        launch(run_rank, (job,), world_size=job.ulysses * job.ring, device_type=pick_device_type(device_type))
+    except SeqparError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None) -> tuple[Job, str]:
+    """The command line as a job and the wanted device type."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seqpar.tools.text_to_image",
+        description="Make a picture (or video) with a diffusers pipeline whose transformer runs sequence-parallel.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder or hub id of a diffusers pipeline, or tiny:flux|qwen-image|wan|z-image|longcat-image")
+    add("--prompt", required=True)
+    add("--negative-prompt")
+    add("--ulysses-degree", type=degree, default=1, metavar="U", help="ranks that exchange heads (default 1)")
+    add("--ring-degree", type=degree, default=1, metavar="R", help="ranks that pass keys and values around (default 1)")
+    add("--width", type=int, help="default: the pipeline's own")
+    add("--height", type=int, help="default: the pipeline's own")
+    add("--num-frames", type=int, help="for video pipelines (default 1: a picture)")
+    add("--num-inference-steps", type=int, default=20, metavar="N")
+    add("--guidance-scale", type=float)
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, default=Path("output.png"), help="picture to write; several frames make an animation")
+    add("--compare", action="store_true", help="run one process too, report the difference, save both side by side")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on cuda, float32 on cpu")
+    add("--backend", help='compiles the parallel program further, e.g. "inductor"')
+    add("--pipeline-argument", type=name_and_value, action="append", default=[], metavar="NAME=JSON", help="anything else the pipeline takes")
+    add("--json", action="store_true", dest="as_json", help="print the report as JSON")
+    args = parser.parse_args(argv)
+    request = pipeline.Request(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        width=args.width,
+        height=args.height,
+        num_frames=args.num_frames,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        extra=dict(args.pipeline_argument),
+    )
+    job = Job(
+        model=args.model,
+        request=request,
+        ulysses=args.ulysses_degree,
+        ring=args.ring_degree,
+        dtype=args.dtype,
+        backend=args.backend,
+        compare=args.compare,
+        as_json=args.as_json,
+        output=args.output,
+    )
+    return job, args.device
+
+
+def degree(text: str) -> int:
+    """A number of ranks, at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of ranks: use 1 or more")
+    return value
+
+
+def name_and_value(text: str) -> tuple[str, Any]:
+    """`true_cfg_scale=4.0` -> ("true_cfg_scale", 4.0); a value that is not JSON is taken as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def run_rank(rank: Rank, job: Job) -> None:
+    """Everything one rank does; rank 0 saves, compares and prints."""
+    leader = rank.rank == 0
+    if not leader:
+        pipeline.be_quiet()
+    dtype = getattr(torch, job.dtype or ("bfloat16" if rank.device.type == "cuda" else "float32"))
+    pipe = pipeline.load(_model_path(rank, job), rank.device, dtype)
+    pipe.set_progress_bar_config(disable=not leader, desc="steps")
+    compiled = pipeline.compile_transformers(pipe, _compiler(job, announce=leader))
+    generated = pipeline.generate(pipe, job.request, rank.device, decode=leader)
+    peaks = _peak_memory(rank)
+    if dist.is_initialized():  # from here on rank 0 is alone, and no other rank has to wait for it
+        dist.destroy_process_group()
+    if not leader:
+        return
+    assert generated.frames is not None, "rank 0 decodes"
+    picture.save(generated.frames, job.output)
+    pipeline.restore_transformers(pipe, compiled)
+    comparison = _compare(pipe, job, rank.device, generated) if job.compare else None
+    report = _report(job, pipe, rank.device, dtype, generated, peaks, compiled, comparison)
+    print(json.dumps(report.to_dict(), indent=2) if job.as_json else report.to_text(), flush=True)
+
+
+def _model_path(rank: Rank, job: Job) -> str:
+    if not job.model.startswith(TINY_PREFIX):
+        return job.model
+    name = job.model.removeprefix(TINY_PREFIX)
+    folder = job.output.parent / f"tiny-{name}"
+    if rank.rank == 0:
+        pipeline.tiny_checkpoint(name, folder)
+    if dist.is_initialized():
+        dist.barrier()
+    return str(folder)
+
+
+def _compiler(job: Job, *, announce: bool) -> CompileModel:
+    compile_model = functools.partial(seqpar.sp_compile, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
+
+    def compile_announced(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.nn.Module:
+        start = time.perf_counter()
+        program = compile_model(model, inputs)
+        if announce:
+            print(f"compiled {type(model).__name__} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        return program
+
+    return compile_announced
+
+
+def _peak_memory(rank: Rank) -> list[int]:
+    """Bytes at the highest point, of every rank: allocated on the GPU, or resident on a CPU."""
+    if rank.device.type == "cuda":
+        mine = torch.cuda.max_memory_allocated(rank.device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks = [mine] * rank.world_size
+    if rank.world_size > 1:
+        dist.all_gather_object(peaks, mine)
+    return peaks
+
+
+def _compare(pipe: Any, job: Job, device: torch.device, parallel: pipeline.Generated) -> Comparison:
+    """Generate again with the models as they were loaded, in this process alone."""
+    pipe.set_progress_bar_config(desc="one process")
+    alone = pipeline.generate(pipe, job.request, device)
+    assert alone.frames is not None and parallel.frames is not None, "rank 0 decodes"
+    path = job.output.with_name(f"{job.output.stem}_compare{job.output.suffix}")
+    picture.save(picture.side_by_side(parallel.frames, alone.frames), path)
+    latent_difference = (parallel.latents - alone.latents).norm() / alone.latents.norm()
+    return Comparison(
+        max_abs_pixel_difference=picture.max_abs_difference(parallel.frames, alone.frames),
+        relative_latent_difference=float(latent_difference),
+        seconds_per_step=alone.seconds_per_step,
+        side_by_side=str(path),
+    )
+
+
+def _report(
+    job: Job,
+    pipe: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    generated: pipeline.Generated,
+    peaks: list[int],
+    compiled: dict[str, CompileOnFirstCall],
+    comparison: Comparison | None,
+) -> RunReport:
+    assert generated.frames is not None, "rank 0 decodes"
+    frames, height, width, _ = generated.frames.shape
+    # A model with nothing to shard comes back as it was, without a plan.
+    programs: list[Any] = [p for stand_in in compiled.values() for p in stand_in.programs if hasattr(p, "plan")]
+    return RunReport(
+        model=job.model,
+        pipeline=type(pipe).__name__,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        ulysses=job.ulysses,
+        ring=job.ring,
+        width=width,
+        height=height,
+        frames=frames,
+        output=str(job.output),
+        seconds_per_step=generated.seconds_per_step,
+        peak_memory_bytes=peaks,
+        plans=[program.plan.to_dict() for program in programs],
+        explanations=[program.explain() for program in programs],
+        comparison=comparison,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""`seqpar.verify`: run every rank of a partitioned model in this process and compare with the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from seqpar.compile import split_inputs
+from seqpar.partitioner.layout import LayoutView
+from seqpar.passes.pipeline import Partitioned, one_line, partition
+from seqpar.passes.plan import Plan
+from seqpar.passes.trace import Traced, trace
+from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of a verification. Errors are the largest over ranks and outputs; max_rel_err is |out - ref| / |ref| (2-norm).
+
+    first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`.
+    """
+
+    ok: bool
+    max_abs_err: float
+    max_rel_err: float
+    first_divergence: str | None
+    plan: Plan
+
+    def __str__(self) -> str:
+        state = "ok" if self.ok else f"DIFFERS, first at {self.first_divergence}"
+        return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks"
+
+
+def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False) -> Report:
+    """Compare the sequence-parallel program with the model, all ranks in this process, no launcher.
+
+    Args:
+        example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+
+    Raises:
+        SeqparError: the model cannot be traced or partitioned.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    traced = trace(model, args, kwargs, dynamic=dynamic)
+    return verify_traced(traced, ulysses=ulysses, ring=ring)
+
+
+def verify_traced(traced: Traced, *, ulysses: int, ring: int) -> Report:
+    """`verify` for a model that is traced already; its example inputs are the ones compared."""
+    partitioned = partition(traced, ulysses=ulysses, ring=ring)
+    inputs = [traced.call.leaves[i] for i in traced.input_positions]
+    with torch.no_grad():
+        reference = traced.gm(*inputs)
+        outputs = simulate(partitioned, inputs)
+    absolute, relative, ok = compare(reference, outputs)
+    divergence = None if ok else find_divergence(partitioned, inputs)
+    return Report(ok, absolute, relative, divergence, partitioned.plan)
+
+
+def simulate(partitioned: Partitioned, inputs: Sequence[Tensor], watch: Callable[[int, fx.Node, Any], None] | None = None) -> list[Any]:
+    """Outputs of every rank's program, run together on threads. `watch(rank, node, value)` sees every value."""
+    degrees = partitioned.solution.degrees
+    programs = [partitioned.program(r) for r in range(degrees.ranks)]
+
+    def run(rank: int) -> Callable[[dict[str, SimulatedGroup]], Any]:
+        def body(groups: dict[str, SimulatedGroup]) -> Any:
+            with torch.no_grad():
+                return SimulatedInterpreter(programs[rank], groups, rank, watch).run(*inputs)
+
+        return body
+
+    return SimulatedWorld(degrees.ulysses, degrees.ring).run([run(r) for r in range(degrees.ranks)])
+
+
+class SimulatedInterpreter(fx.Interpreter):
+    """Runs one rank's unbound program with simulated groups."""
+
+    def __init__(self, gm: fx.GraphModule, groups: dict[str, SimulatedGroup], rank: int, watch: Callable[[int, fx.Node, Any], None] | None) -> None:
+        super().__init__(gm)
+        self.groups, self.rank, self.watch = groups, rank, watch
+        self.extra_traceback = False
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "group" in kwargs:
+            kwargs = {**kwargs, "group": self.groups[kwargs["group"]]}
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if self.watch is not None:
+            self.watch(self.rank, n, value)
+        return value
+
+
+def compare(reference: Sequence[Any], outputs: Sequence[Sequence[Any]]) -> tuple[float, float, bool]:
+    """Largest absolute and relative error over outputs and ranks, and whether each is within its dtype's tolerance and equal on all ranks."""
+    absolute, relative, ok = 0.0, 0.0, True
+    for i, expected in enumerate(reference):
+        if not isinstance(expected, Tensor):
+            continue
+        for rank_outputs in outputs:
+            error, rel = difference(rank_outputs[i], expected)
+            absolute, relative = max(absolute, error), max(relative, rel)
+            ok = ok and rel <= tolerance(expected) and same_bits(rank_outputs[i], outputs[0][i])
+    return absolute, relative, ok
+
+
+def difference(value: Tensor, expected: Tensor) -> tuple[float, float]:
+    """(max |v - e|, |v - e| / |e|); infinite where shapes differ or only one is NaN."""
+    if value.shape != expected.shape:
+        return float("inf"), float("inf")
+    if value.numel() == 0:
+        return 0.0, 0.0
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    v, e = value.to(wide), expected.to(wide)
+    if not torch.equal(torch.isfinite(v), torch.isfinite(e)):
+        return float("inf"), float("inf")
+    finite = torch.isfinite(e)
+    v, e = torch.where(finite, v, 0), torch.where(finite, e, 0)
+    gap = (v - e).abs()
+    return gap.max().item(), (gap.norm() / e.norm().clamp_min(1e-30)).item()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def tolerance(value: Tensor) -> float:
+    """Relative tolerance for a dtype; integers and booleans must agree exactly."""
+    return TOLERANCE.get(value.dtype, 1e-5 if value.is_complex() else 0.0)
+
+
+def find_divergence(partitioned: Partitioned, inputs: Sequence[Tensor]) -> str | None:
+    """The first node of the model (in program order) whose reassembled value differs; keeps every value, so for debugging sizes."""
+    expected: dict[str, Any] = {}
+
+    class Record(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            expected[n.name] = value = super().run_node(n)
+            return value
+
+    Record(partitioned.traced.gm).run(*inputs)
+    found: dict[int, dict[str, Tensor]] = {}
+    bad: list[str] = []
+
+    def watch(rank: int, node: fx.Node, value: Any) -> None:
+        if "seqpar_value" in node.meta and isinstance(value, Tensor):
+            found.setdefault(rank, {})[node.meta["seqpar_value"][0]] = value
+
+    try:
+        simulate(partitioned, inputs, watch)
+    except Exception as error:  # the values seen so far still tell where it began
+        bad.append(f"{type(error).__name__}: {error}")
+    for node in partitioned.traced.gm.graph.nodes:
+        for rank, values in found.items():
+            if node.name in values:
+                local = localised(partitioned, node, expected[node.name], rank)
+                error, relative = difference(values[node.name], local)
+                if relative > tolerance(local):
+                    return f"{node.name} ({node.target}) on rank {rank}, relative error {relative:.1e}, {one_line(node)}"
+    return bad[0] if bad else "the outputs only"
+
+
+def localised(partitioned: Partitioned, node: fx.Node, value: Tensor, rank: int) -> Tensor:
+    """The part of a whole value that `rank` should hold."""
+    from seqpar.runtime.layout import shard
+
+    view = LayoutView(partitioned.inference, partitioned.solution, rank)
+    hint = partitioned.inference.table.sizes.hint
+    for dim, sharded in enumerate(view.produced(node)):
+        if not sharded:
+            continue
+        axis = partitioned.inference.table.expand_axis(partitioned.inference.axes[node][0][dim])
+        place = next(i for i, f in enumerate(axis) if sharded & set(f))
+        segments = [tuple(hint(n) for n in view.parts(a)) if a in sharded else hint(view.atom_length(a, False)) for a in axis[place]]
+        shape = list(value.shape)
+        before = [hint(view.factor_length(f, frozenset())) for f in axis[:place]]
+        opened = value.reshape(*shape[:dim], int(torch.tensor(before).prod()) if before else 1, sum(s if isinstance(s, int) else sum(s) for s in segments), -1, *shape[dim + 1 :])
+        part = shard(opened, dim + 1, segments, rank=rank)
+        value = part.reshape(*shape[:dim], -1, *shape[dim + 1 :])
+    return value
