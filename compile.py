@@ -1,19 +1,20 @@
 """`sp_compile`: from a model and example inputs to a module that runs on all ranks."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import Program, SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.bind import bind_groups
+from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
 from seqpar.signature import read
 
@@ -92,37 +93,37 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
     return build_mesh(ulysses, ring, mesh=mesh, device_type=kind)
 
 
-class Agreement(Protocol):
-    """`seqpar.runtime.agree.check_agreement`."""
-
-    def __call__(self, fingerprint: str, mesh: Any, timeout_s: float = ...) -> None: ...
-
-
 class Compiler:
     """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
 
     def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None):
         self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
         self.dynamic, self.backend = dynamic, backend
+        self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        self.agree("build " + model_fingerprint(self.model) + call_fingerprint(call) + f"{self.dynamic}{self.backend}")
+        settings = f"dynamic={self.dynamic} backend={self.backend}"
+        self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
         args, kwargs = call.rebuild(call.leaves)
         try:
-            traced = trace(self.model, args, kwargs, dynamic=dynamic)
+            traced = self.trace(args, kwargs, dynamic)
             program, fingerprint = self.emit(traced)
         except Exception as error:
             self.tell_failure(error)
             raise
-        self.agree(graph_fingerprint(traced) + fingerprint, POST_TRACE_TIMEOUT_S)
+        self.agree(f"traced graph {graph_fingerprint(traced)}\nprogram {fingerprint}", POST_TRACE_TIMEOUT_S)
         return program
+
+    def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> Traced:
+        """Trace the model for this call."""
+        return trace(self.model, args, kwargs, dynamic=dynamic)
 
     def reuse(self, call: Call) -> None:
         """All ranks must go on with the same call."""
-        self.agree("reuse " + call_fingerprint(call))
+        self.agree(f"reuse a program\n{call_fingerprint(call)}")
 
     def emit(self, traced: Traced) -> tuple[Program, str]:
         """The bound program of this rank, and what must be equal on all ranks."""
@@ -132,11 +133,12 @@ class Compiler:
         if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
-        gm = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
-        if self.mesh is not None:
-            gm = bind_groups(gm, self.mesh)
+        unbound = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
+        gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
         run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=True, dynamic=traced.shape_env is not None)
-        return Program(traced, gm, run, partitioned.plan, tuple(partitioned.conditions)), partitioned.fingerprint
+        slim = dataclasses.replace(traced, call=traced.call.without_data())
+        program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)))
+        return program, partitioned.fingerprint
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:
         """Compare `text` over the ranks of the sequence mesh."""
@@ -144,8 +146,7 @@ class Compiler:
             return
         from seqpar.runtime.agree import check_agreement
 
-        content = f"{versions()} ulysses={self.ulysses} ring={self.ring} {text}"
-        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        fingerprint = f"{versions()} ulysses={self.ulysses} ring={self.ring}\n{text}"
         if timeout_s is None:
             check_agreement(fingerprint, self.mesh)
         else:
@@ -154,7 +155,7 @@ class Compiler:
     def tell_failure(self, error: Exception) -> None:
         """Let the other ranks fail as well, without hiding this rank's own error."""
         try:
-            self.agree(f"failed {type(error).__name__}: {error}")
+            self.agree(f"failed: {type(error).__name__}: {error}")
         except Exception as disagreement:
             log.debug("while reporting a failure: %s", disagreement)
 
@@ -169,17 +170,17 @@ def versions() -> str:
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """Class, mode, and shape and dtype of every parameter and buffer."""
-    state = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for source in (model.named_parameters(), model.named_buffers()) for name, tensor in source]
-    return f"{type(model).__qualname__} {model.training} {' '.join(state)}"
+    """Class, mode, and shape and dtype of every parameter and buffer, one a line."""
+    state = [f"{name}: {tuple(tensor.shape)} {tensor.dtype}" for source in (model.named_parameters(), model.named_buffers()) for name, tensor in source]
+    return "\n".join([f"{type(model).__qualname__} training={model.training}", *state])
 
 
 def call_fingerprint(call: Call) -> str:
-    """Shapes, dtypes and plain values of a call (devices left out: ranks have their own)."""
+    """Shapes, dtypes and plain values of a call, one a line (devices left out: ranks have their own)."""
     parts = []
     for path, leaf in zip(call.paths, call.leaves, strict=True):
-        parts.append(f"{path}:{tuple(leaf.shape)}{leaf.dtype}" if isinstance(leaf, torch.Tensor) else f"{path}:{leaf!r}")
-    return " ".join(parts)
+        parts.append(f"{path}: {tuple(leaf.shape)} {leaf.dtype}" if isinstance(leaf, torch.Tensor) else f"{path}: {leaf!r}")
+    return "\n".join(parts)
 
 
 def graph_fingerprint(traced: Traced) -> str:

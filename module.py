@@ -5,7 +5,7 @@ import inspect
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,11 +13,12 @@ import sympy
 import torch
 from torch import fx
 
+from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
 from seqpar.passes.compat import pytree
 from seqpar.passes.guards import failed_guard
 from seqpar.passes.trace import Traced
-from seqpar.signature import Key, Signature, differences, fixed_part, read
+from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
 log = logging.getLogger("seqpar")
 
@@ -37,6 +38,7 @@ class Program:
     run: Callable[..., Sequence[Any]]
     plan: Any
     conditions: tuple[sympy.Basic, ...] = ()
+    split: bool = False  # over several ranks
 
     @property
     def symbolic(self) -> bool:
@@ -60,17 +62,52 @@ class Specialisation:
 
     program: Program
     key: Key
-    call: Call
+    summary: dict[str, str]
     used: int = 0
     orders: dict[Key, tuple[int, ...]] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> Any:
         traced = self.program.traced
         inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
-        outputs = self.program.run(*inputs)
+        outputs = run_program(self.program, inputs, model) if torch.is_grad_enabled() else self.program.run(*inputs)
         if traced.mutations:
             write_back(traced, outputs, tensors, model)
         return pytree.tree_unflatten(list(outputs[: traced.num_outputs]), traced.out_spec)
+
+
+class RefuseBackward(torch.autograd.Function):
+    """Identity whose backward is an error: gradients would have to be exchanged between ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs, attached to `anchor` (a tensor that requires grad)."""
+        return tuple(output.detach() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Raise."""
+        raise UnsupportedError(
+            "gradients through a program that is split over several ranks are not supported (this version is for inference): run the "
+            "model itself, or sp_compile with ulysses=1, ring=1"
+        )
+
+
+def without_gradients(run: Callable[..., Sequence[Any]], inputs: Sequence[Any], parameters: Iterable[torch.Tensor]) -> Sequence[Any]:
+    """Run forward only; outputs that would require grad raise in backward, so that no gradient is silently missing."""
+    with torch.no_grad():
+        outputs = list(run(*inputs))
+    anchor = next((tensor for tensor in (*inputs, *parameters) if isinstance(tensor, torch.Tensor) and tensor.requires_grad), None)
+    floating = [i for i, out in enumerate(outputs) if isinstance(out, torch.Tensor) and (out.is_floating_point() or out.is_complex())]
+    if anchor is not None and floating:
+        attached = RefuseBackward.apply(anchor, *(outputs[i] for i in floating))
+        for index, out in zip(floating, attached, strict=True):
+            outputs[index] = out
+    return outputs
+
+
+def run_program(program: Program, inputs: Sequence[torch.Tensor], model: torch.nn.Module) -> Sequence[Any]:
+    """Run with grad mode on: one rank's whole program is differentiable, a split one runs forward only."""
+    return without_gradients(program.run, inputs, model.parameters()) if program.split else program.run(*inputs)
 
 
 def write_back(traced: Traced, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
@@ -156,7 +193,7 @@ class SequenceParallelModule(torch.nn.Module):
         key = tuple(items)
         specialisation = self._programs.get(key)
         if specialisation is None:
-            specialisation = Specialisation(self._find_or_build(call, key), key, call)
+            specialisation = Specialisation(self._find_or_build(call, key), key, summary(call))
             self._programs[key] = specialisation
             self._evict()
         specialisation.used = next(self._clock)
@@ -179,7 +216,7 @@ class SequenceParallelModule(torch.nn.Module):
             failed = failed_guard(found.program.traced, shapes, found.program.conditions)
             if failed is None:
                 self._builder.reuse(call)
-                log.info("%s: the symbolic program is reused for %s", name, differences(found.call, call))
+                log.info("%s: the symbolic program is reused for %s", name, differences(found.summary, summary(call)))
                 return found.program
             reasons.append(f"the symbolic program needs {failed}")
         if not known:
@@ -187,7 +224,7 @@ class SequenceParallelModule(torch.nn.Module):
         elif reasons:
             reason = reasons[-1]
         else:
-            reason = f"the program is fixed to its inputs and they changed: {differences(known[-1].call, call) or 'the state of the model'}"
+            reason = f"the program is fixed to its inputs and they changed: {differences(known[-1].summary, summary(call)) or 'the state of the model'}"
         static = bool(known) and not any(found.program.symbolic for found in known)
         program = self._builder.build(call, static=static)
         kind = "symbolic" if program.symbolic else "fixed sizes"

@@ -10,7 +10,7 @@ import numpy
 import torch
 
 from seqpar.errors import SignatureError
-from seqpar.passes.arguments import Call, canonical_call, path_text
+from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.compat import pytree
 
 Key = tuple[Any, ...]
@@ -76,7 +76,7 @@ class Signature:
 
     def __init__(self, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]):
         self.parameters = signature
-        self.example = self.canonical(args, kwargs)
+        self.example = self.canonical(args, kwargs).without_data()
 
     def canonical(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Bind the call and fill in the defaults.
@@ -167,15 +167,15 @@ def children(value: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(items))
 
 
-def differences(old: Call, new: Call, limit: int = 3) -> str:
-    """The first places where two calls differ, for the log: `hidden_states [1, 16, 8] -> [1, 24, 8]`."""
-    before, after = dict(zip(old.paths, old.leaves, strict=True)), dict(zip(new.paths, new.leaves, strict=True))
-    found = []
-    for path, value in after.items():
-        was, now = (describe(side.get(path)) if path in side else "absent" for side in (before, after))
-        if was != now:
-            found.append(f"{path} {was} -> {now}")
-    found += [f"{path} {describe(value)} -> absent" for path, value in before.items() if path not in after]
+def summary(call: Call) -> dict[str, str]:
+    """Each leaf of a call as text, by path; keeps no tensor alive."""
+    return {path: describe(leaf) for path, leaf in zip(call.paths, call.leaves, strict=True)}
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str], limit: int = 3) -> str:
+    """The first places where two summaries differ, for the log: `hidden_states [1, 16, 8] -> [1, 24, 8]`."""
+    paths = dict.fromkeys([*after, *before])
+    found = [f"{path} {before.get(path, 'absent')} -> {after.get(path, 'absent')}" for path in paths if before.get(path) != after.get(path)]
     return "; ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
@@ -184,6 +184,3 @@ def describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')} {value.device}"
     return repr(value)
-
-
-__all__ = ["Key", "Signature", "compare", "describe", "differences", "fixed_part", "path_text", "read"]

@@ -58,8 +58,8 @@ def t5_tokenizer() -> PreTrainedTokenizerBase:
     """Unigram pieces with an end token and padding token 0; also what UMT5 uses."""
     trained = _train(T5TokenizerFast(extra_ids=0), ())
     pieces = json.loads(trained.backend_tokenizer.to_str())["model"]["vocab"]
-    # Training sums scores in no fixed order: rounded and sorted again, the same text always gets the same numbers.
-    special, learned = pieces[:3], [(piece, round(score, 6)) for piece, score in pieces[3:]]
+    # Training adds scores, and numbers the rarest letters, in no fixed order: coarse scores, sorted again, hide that.
+    special, learned = pieces[:3], [(piece, round(score, 2)) for piece, score in pieces[3:]]
     vocab = [*map(tuple, special), *sorted(learned, key=lambda piece: (-piece[1], piece[0]))]
     return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=512)
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from seqpar.partitioner.cost import Machine, Prices, nbytes, node_work, prices
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
-from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.op import outputs_of, shape_of
 from seqpar.partitioner.relation import Relation
 
 
@@ -83,6 +83,6 @@ def _classes(attentions: dict[Node, Relation], inference: Inference) -> list[set
     for node, relation in attentions.items():
         spec = relation.attention
         rows = tuple(table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
-        shape = tuple(node.meta["val"].shape[:2])
+        shape = shape_of(node.meta["val"])[:2]
         groups.setdefault((rows, shape, spec.mask is None), set()).add(node)
     return list(groups.values())

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from seqpar.errors import SignatureError
 from seqpar.passes.compat import pytree
 
@@ -28,6 +30,10 @@ class Call:
         """(args, kwargs) of the same call with other leaves."""
         bound = inspect.BoundArguments(self.signature, pytree.tree_unflatten(list(leaves), self.spec))  # type: ignore[arg-type]
         return bound.args, bound.kwargs
+
+    def without_data(self) -> "Call":
+        """The same call with meta tensors: what is kept of a call must not keep its tensors alive."""
+        return Call(self.signature, tuple(leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves), self.paths, self.spec)
 
 
 def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:

@@ -75,9 +75,9 @@ class Emitter:
             emitted.meta["seqpar_value"] = (node.name, layout)
 
     def whole(self, node: Node) -> Any:
-        if node not in self.values:
-            return self.any_value(node)
-        return self.value(node, tuple(frozenset() for _ in self.view.produced(node)))
+        if node in self.values:
+            return self.value(node, tuple(frozenset() for _ in self.view.produced(node)))
+        return self.any_value(node)
 
     def any_value(self, node: Node) -> Any:
         """A value outside the tensors with axes: a size (emitted anew from the inputs), a tuple, a constant."""
@@ -85,6 +85,7 @@ class Emitter:
             return self.others[node]
         if _is_size(node):
             return self.sizes.emit(as_length(node))
+        assert node in self.values, f"{node.format_node()} was not emitted"
         return self.whole(node)
 
     def value(self, node: Node, layout: Layout) -> Node:

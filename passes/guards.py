@@ -36,7 +36,8 @@ def failed_guard(traced: Traced, shapes: Sequence[Sequence[int]], conditions: It
     for symbol, value in values.items():
         low, high = symbol_range(traced.shape_env, symbol)
         if not low <= value <= high:
-            return f"{low} <= {readable(symbol, traced)} <= {high} (it is {value})"
+            bound = f">= {low}" if value < low else f"<= {high}"
+            return f"{readable(symbol, traced)} {bound} (it is {value})"
     for guard in (*shape_guards(traced.shape_env), *conditions):
         if sympy.sympify(guard).xreplace(values) is not sympy.true:
             return readable(guard, traced)

@@ -102,13 +102,14 @@ class FlatModel(torch.nn.Module):
         return tuple(out for out, traced in zip(outputs, inside, strict=True) if traced)
 
 
-def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None) -> Traced:
+def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
     """Trace `model(*args, **kwargs)`; the model is left as it was.
 
     Args:
         args, kwargs: an example call with full (global) tensors on any device, meta included.
         dynamic: True: sizes of inputs are symbols where the model permits, an error if nowhere; False: all sizes fixed;
             None: symbolic where that makes an attention length symbolic, else fixed.
+        warm: run the model eagerly first, for tables it memoises; False for a plain graph.
 
     Raises:
         TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
@@ -117,7 +118,7 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     check_torch_version()
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
-    warm_failure = warm_up(model, *call.rebuild(call.leaves))
+    warm_failure = warm_up(model, *call.rebuild(call.leaves)) if warm else None
     traced: Traced | None = None
     if dynamic is not False:
         try:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Block = tuple[Sequence[Tensor], int]
@@ -25,7 +26,7 @@ def from_wire(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None) -> Tensor:
-    """A 1-D buffer holding the blocks one after another, each in the order `torch.cat(pieces, dim)` would have.
+    """A 1-D buffer holding the blocks one after another, each in the order `torch.cat(pieces, dim)` has.
 
     dtype and device are those of `like`; `size` is the buffer's length when it is more than the blocks need
     (what follows is never read). A single contiguous piece that fills the buffer is returned as a view.
@@ -35,8 +36,8 @@ def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None) -> Tens
     total = sum(numels)
     size = total if size is None else size
     if torch.compiler.is_compiling():  # writes into views would be functionalised into one full copy per piece
-        flat = [torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks]
-        return torch.cat([*flat, like.new_zeros(size - total)])
+        flat = torch.cat([torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks])
+        return F.pad(flat, (0, size - total))  # unlike a cat with zeros, adds no guard on the difference
     if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total:
         return blocks[0][0][0].view(-1)
     buffer, offset = like.new_empty(size), 0

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,3 +116,11 @@ def test_tokenizers_know_all_of_ascii(make):
     assert tokenizer.unk_token_id not in ids
     squeeze = str.maketrans("", "", " ")
     assert tokenizer.decode(ids).translate(squeeze).lower() == text.translate(squeeze).lower()
+
+
+def test_training_tokenizers_is_reproducible():
+    """In another process too: hash seeds differ there."""
+    makers = ("clip_tokenizer", "t5_tokenizer", "qwen_tokenizer")
+    program = f"from seqpar.models import tokenizers as t; print(*(getattr(t, m)().backend_tokenizer.to_str() for m in {makers}), sep='')"
+    elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert elsewhere.strip() == "".join(getattr(tokenizers, maker)().backend_tokenizer.to_str() for maker in makers)

@@ -28,10 +28,6 @@ def test_pack_does_not_copy_what_is_packed_already():
     assert pack([([a], 1)], a).data_ptr() == a.data_ptr()
 
 
-def test_pack_nothing():
-    assert pack([], torch.ones(2, dtype=torch.int32)).dtype == torch.int32
-
-
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.bfloat16, torch.int64])
 def test_wire_dtypes(dtype):
     x = torch.arange(6).view(2, 3).to(dtype)
