@@ -11,13 +11,13 @@ from seqpar.errors import SeqparError
 
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
-    from seqpar.plan import plan
-    from seqpar.verify import verify
+    from seqpar.planning import plan
+    from seqpar.verification import verify
 
 __all__ = ["SeqparError", "plan", "sp_compile", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
-PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.plan", "verify": "seqpar.verify"}
+PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.planning", "verify": "seqpar.verification"}
 
 
 def __getattr__(name: str) -> Any:

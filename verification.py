@@ -54,7 +54,7 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
 def verify_traced(traced: Traced, *, ulysses: int, ring: int) -> Report:
     """`verify` for a model that is traced already; its example inputs are the ones compared."""
     partitioned = partition(traced, ulysses=ulysses, ring=ring)
-    inputs = [traced.call.leaves[i] for i in traced.input_positions]
+    inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)
         outputs = simulate(partitioned, inputs)

@@ -26,6 +26,7 @@ from seqpar.partitioner.relation import Relation
 
 INF = math.inf
 REDUCED = -1  # stands for the dim of a vertex that is a reduction over an atom
+HIDDEN = 1e-3  # price of a byte that travels behind computation
 QUERY, KEYS = -2, -3  # operands of an attention whose heads or blocks are exchanged
 
 Key = tuple[Node, int, int]  # node, dim (or REDUCED / QUERY / KEYS), atom
@@ -260,7 +261,8 @@ class LabelProblem:
             if is_query:
                 targets[atom] = self._operand_vertex((node, QUERY, atom), to_heads, forced=r > 1)
             else:
-                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + moved / u * (r - 1) / r, forced=False)
+                # A rotating block travels while the one before it is attended: almost free next to a gather.
+                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + HIDDEN * moved / u * (r - 1) / r, forced=False)
         return targets
 
     def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:

@@ -1,7 +1,8 @@
 """Choose the strategy of every attention and the labels of every value.
 
-For fixed strategies the labels are an exact minimum cut. Strategies are chosen per class of equal attentions: start with every
-attention that can use the mesh using it, then move one class at a time to local attention (keys whole) while that lowers the cost.
+For fixed strategies the labels are an exact minimum cut. An attention whose keys are among its queries (self, joint, prefix)
+uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys whole: tried
+class by class of equal attentions, and kept while that lowers the cost.
 """
 
 from __future__ import annotations
@@ -36,12 +37,23 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     reasons = {n: why for n, r in attentions.items() if (why := _cannot_exchange(n, r, inference, degrees))}
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
-    for members in _classes({n: attentions[n] for n in exchanged}, inference):
+    for members in _classes({n: attentions[n] for n in exchanged if _is_cross(attentions[n], inference)}, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members).solve()
-        if trial.cost < best.cost:
+        if trial.cost < best.cost + _calls(degrees) * price.call * len(members):
             best = trial
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     return Solution(best, degrees, price, reasons)
+
+
+def _is_cross(relation: Relation, inference: Inference) -> bool:
+    """Queries and keys have no positions in common."""
+    queries, keys = (inference.table.roots(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
+    return not queries & keys
+
+
+def _calls(degrees: Degrees) -> int:
+    """Collectives of one attention over the mesh: there and back, and around."""
+    return 2 * (degrees.ulysses > 1) + (degrees.ring - 1)
 
 
 def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Degrees, machine: Machine) -> Prices:

@@ -28,7 +28,7 @@ class Call:
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) of the same call with other leaves."""
-        bound = inspect.BoundArguments(self.signature, pytree.tree_unflatten(list(leaves), self.spec))  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, pytree.tree_unflatten(list(leaves), self.spec))
         return bound.args, bound.kwargs
 
     def without_data(self) -> "Call":

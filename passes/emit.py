@@ -165,6 +165,8 @@ class Emitter:
         target, args, kwargs = localise(self, node, relation)
 
         def place(n: Node) -> Any:
+            if n.graph is self.graph:  # a size that localising emitted
+                return n
             return operands[n] if n in operands else self.any_value(n)
 
         emitted = self.call(target, map_arg(args, place), map_arg(kwargs, place))

@@ -1,0 +1,29 @@
+"""`seqpar.plan`: what a model would do on a mesh, without running it and without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from seqpar.compile import check_degrees, split_inputs
+from seqpar.passes.pipeline import partition
+from seqpar.passes.plan import Plan
+from seqpar.passes.trace import trace
+
+
+def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1) -> Plan:
+    """The plan of `ulysses * ring` ranks for these input sizes.
+
+    Model and inputs may live on the meta device: a full-size plan needs no memory and no GPU.
+
+    Args:
+        example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+
+    Raises:
+        SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
+    """
+    check_degrees(ulysses, ring)
+    args, kwargs = split_inputs(example_inputs)
+    return partition(trace(model, args, kwargs, dynamic=False), ulysses=ulysses, ring=ring).plan
