@@ -26,7 +26,7 @@ class Machine:
 
     flops_per_s: float = 400e12
     bytes_per_s: float = 150e9
-    comm_share: float = 0.1  # cap: full exchange <= this share of the work saved by dividing it
+    comm_share: float = 0.02  # cap: full exchange <= this share of the work saved by dividing it
     call_share: float = 0.02  # an extra collective must save this share of one attention block's work
 
 

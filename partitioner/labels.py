@@ -138,7 +138,7 @@ class LabelProblem:
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             legal = dim not in relation.whole and (made or atom in flowing)
             if node in self.exchanged:
-                self._add_attention_output(node, dim, atom, share)
+                self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
             elif legal and self.long_enough(atom):
                 self._vertex((node, dim, atom), yes=work * share / self.degrees.ranks, no=work * share)
 
@@ -229,16 +229,16 @@ class LabelProblem:
                     self._read(node, dim, atom, self.whole)  # type: ignore[arg-type]
 
     # -- attention over the mesh ----------------------------------------------------------------------
-    def _add_attention_output(self, node: Node, dim: int, atom: int, share: float) -> None:
+    def _add_attention_output(self, node: Node, dim: int, atom: int, share: float, work: float) -> None:
         """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided."""
         u, r = self.degrees.ulysses, self.degrees.ring
         size = nbytes(outputs_of(node)[0], self.sizes) * share
         back = size / r * (u - 1) / u / u * self.prices.byte
         gathered = size * (u - 1) / u * self.prices.byte
         if r > 1:
-            self._vertex((node, dim, atom), yes=back, no=INF)
+            self._vertex((node, dim, atom), yes=work + back, no=INF)
         elif self.long_enough(atom):
-            self._vertex((node, dim, atom), yes=back, no=gathered)
+            self._vertex((node, dim, atom), yes=work + back, no=work + gathered)
 
     def _add_exchange(self, node: Node, relation: Relation) -> None:
         spec = relation.attention

@@ -195,7 +195,7 @@ def test_errors_before_any_work(model):
     with pytest.raises(SignatureError, match="tuple"):
         sp_compile(model, x_of(8))
     with pytest.raises(SignatureError, match="wrong"):
-        sp_compile(model, {"wrong": 1})
+        sp_compile(model, {"x": x_of(8), "wrong": 1})
 
 
 def compare_over_ranks(ulysses, ring, backend=None):
@@ -222,11 +222,14 @@ def backward_of_a_split_program():
 
 def disagree(what):
     rank = torch.distributed.get_rank()
-    model = randomise(Attention(heads=4, width=32 if what == "model" and rank == 1 else 16)).eval()
+    model = randomise(Attention()).eval()
+    if what == "model" and rank == 1:
+        model.extra = nn.Linear(3, 5)
+    if what == "heads" and rank == 1:
+        model.heads = 2
     if what == "trace" and rank == 2:
-        model.forward = lambda x, scale=1.0, return_dict=True: x @ x
-    width = model.config["width"]
-    sp_compile(model, (torch.ones(1, 9 if what == "shape" and rank == 3 else 8, width),), ulysses=2, ring=2)
+        model.out.forward = lambda x: x @ x
+    sp_compile(model, (torch.ones(1, 9 if what == "shape" and rank == 3 else 8, 16),), ulysses=2, ring=2, dynamic=False)
 
 
 def test_four_ranks_agree_with_one(ranks):
@@ -244,14 +247,12 @@ def test_backward_through_a_split_program_is_refused(ranks):
     assert all(isinstance(outcome, UnsupportedError) for outcome in ranks.outcomes(backward_of_a_split_program))
 
 
-@pytest.mark.parametrize(("what", "text"), [("model", "Attention"), ("shape", "x: (1, 9, 16)"), ("trace", "")])
+@pytest.mark.parametrize(("what", "text"), [("model", "extra.weight: (5, 3)"), ("shape", "x: (1, 9, 16)"), ("heads", "traced graph"), ("trace", "failed: TraceError")])
 def test_different_ranks_are_an_error_everywhere(ranks, what, text):
     start = time.monotonic()
     outcomes = ranks.outcomes(disagree, what)
     assert time.monotonic() - start < 60
     assert all(isinstance(outcome, SeqparError) for outcome in outcomes)
     assert any(isinstance(outcome, DisagreementError) for outcome in outcomes)
-    if what == "trace":
-        assert isinstance(outcomes[2], TraceError | DisagreementError)
-    if text:
-        assert any(text in str(outcome) for outcome in outcomes)
+    assert any(text in str(outcome) for outcome in outcomes)
+    assert what != "trace" or isinstance(outcomes[2], TraceError)
