@@ -16,15 +16,17 @@ import sympy
 import torch
 from torch.fx import Graph, Node, map_arg
 
+from seqpar.partitioner.labels import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
 from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
+from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise
 from seqpar.runtime.groups import all_reduce
-from seqpar.runtime.layout import gather, shard
+from seqpar.runtime.layout import first_rank, gather, shard
 
 aten = torch.ops.aten
 
@@ -40,6 +42,7 @@ class Emitter:
         self.values: dict[Node, dict[Layout, Node]] = {}
         self.others: dict[Node, Any] = {}
         self.current: Node | None = None
+        self.diverging = diverging(view)
 
     def run(self) -> Graph:
         for node in self.source.nodes:
@@ -53,8 +56,7 @@ class Emitter:
                 else:
                     self.others[node] = copied
             elif node.op == "output":
-                results = map_arg(node.args[0], self.whole)
-                self.graph.output(results)
+                self.graph.output(map_arg(node.args[0], self.result))
             elif node.target is operator.getitem and node.args[0] in self.view.inference.axes:
                 self.define(node, self.call(operator.getitem, (self.others[node.args[0]], node.args[1])))
             elif node in self.view.inference.relations:
@@ -78,6 +80,13 @@ class Emitter:
         if node in self.values:
             return self.value(node, tuple(frozenset() for _ in self.view.produced(node)))
         return self.any_value(node)
+
+    def result(self, node: Node) -> Any:
+        """An output of the program: whole, with the same bits on every rank."""
+        value = self.whole(node)
+        if node in self.values and origin(node) in self.diverging:
+            return self.call(first_rank, (value,), {"group": "sp"})
+        return value
 
     def any_value(self, node: Node) -> Any:
         """A value outside the tensors with axes: a size (emitted anew from the inputs), a tuple, a constant."""

@@ -89,6 +89,13 @@ def gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
     return gather_many([x], [dim], [segments], group=group)[0]
 
 
+def first_rank(x: Tensor, *, group: Group) -> Tensor:
+    """The value that the group's first rank has, on every rank; same shape. Makes values that differ in rounding equal."""
+    wire = to_wire(x.contiguous())
+    first = wait(start_all_gather(wire.reshape(-1), group)).narrow(0, 0, wire.numel())
+    return from_wire(first.reshape(wire.shape), x.dtype)
+
+
 def gather_many(
     tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], *, group: Group
 ) -> list[Tensor]:

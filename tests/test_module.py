@@ -198,10 +198,10 @@ def test_errors_before_any_work(model):
         sp_compile(model, {"x": x_of(8), "wrong": 1})
 
 
-def compare_over_ranks(ulysses, ring, backend=None):
+def compare_over_ranks(ulysses, ring, backend=None, dynamic=False):
     model = randomise(Attention()).eval()
     with torch.no_grad():
-        fast = sp_compile(model, (x_of(9),), ulysses=ulysses, ring=ring, backend=backend, dynamic=False)
+        fast = sp_compile(model, (x_of(9),), ulysses=ulysses, ring=ring, backend=backend, dynamic=dynamic)
         return max((fast(x_of(n))["y"] - model(x_of(n))["y"]).abs().max().item() for n in (9, 16, 9))
 
 
@@ -235,7 +235,9 @@ def disagree(what):
 def test_four_ranks_agree_with_one(ranks):
     for degrees in ((4, 1), (1, 4), (2, 2)):
         assert max(ranks.run(compare_over_ranks, *degrees)) < 1e-5
+    assert max(ranks.run(compare_over_ranks, 2, 2, None, True)) < 1e-5
     assert max(ranks.run(compare_over_ranks, 2, 2, "aot_eager", timeout=300)) < 1e-5
+    assert max(ranks.run(compare_over_ranks, 2, 2, "aot_eager", True, timeout=300)) < 1e-5
 
 
 def test_nothing_to_shard_is_a_warning(ranks):

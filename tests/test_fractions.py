@@ -1,0 +1,102 @@
+"""How much of the work is sharded and what is communicated, for every family, counted from the emitted programs on meta tensors.
+
+32 x 32 image tokens, 32 text tokens, 2 blocks. After a deliberate change, print the table anew: `python tests/test_fractions.py`.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from seqpar.models import registry
+from seqpar.models.randomise import randomise
+from seqpar.passes.pipeline import partition
+from seqpar.passes.plan import Plan
+from seqpar.passes.trace import Traced, trace
+from seqpar.verification import verify_traced
+
+MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "r4": (1, 4), "u2r2": (2, 2)}
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+# Per family and mesh: kind of collective -> (bytes the busiest rank receives, calls).
+TRAFFIC = {
+#TABLE
+}
+
+
+@functools.lru_cache(maxsize=1)
+def traced(name: str, heads: int) -> Traced:
+    family = registry.get(name)
+    config = family.tiny_config(heads)
+    inputs = family.grid_inputs(config, rows=32, columns=32, text_len=32, device="meta")
+    return trace(family.build(config, device="meta"), (), inputs, dynamic=False)
+
+
+def plan_of(found: Traced, mesh: str) -> Plan:
+    ulysses, ring = MESHES[mesh]
+    return partition(found, ulysses=ulysses, ring=ring).plan
+
+
+def traffic(plan: Plan) -> dict[str, tuple[int, int]]:
+    return {kind: (plan.comm_bytes_per_rank[kind], calls) for kind, calls in plan.comm_calls.items() if calls}
+
+
+def permitted_fraction(found: Traced, plan: Plan, heads: int) -> float:
+    """sharded_flop_fraction if all is divided evenly but attention, of which the busiest rank has ceil(heads / ulysses) heads."""
+    attention = 0
+    for node in found.gm.graph.nodes:
+        if node.target is SDPA:
+            (batch, count, queries, width), keys = node.args[0].meta["val"].shape, node.args[1].meta["val"].shape[2]
+            attention += 4 * batch * count * queries * keys * width
+    share = -(-heads // plan.ulysses) / heads / plan.ring
+    busiest = (plan.flops_total - attention) / plan.world_size + attention * share
+    return (plan.flops_total - busiest) / (plan.flops_total * (1 - 1 / plan.world_size))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_nearly_all_work_is_sharded_and_traffic_is_pinned(name):
+    plans = {mesh: plan_of(traced(name, 4), mesh) for mesh in MESHES}
+    assert {mesh: plan.sharded_flop_fraction for mesh, plan in plans.items() if plan.sharded_flop_fraction < 0.98} == {}
+    assert {mesh: traffic(plans[mesh]) for mesh in TRAFFIC[name]} == TRAFFIC[name]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_heads_that_cannot_be_divided_cost_no_more_than_they_must(name):
+    found = traced(name, 5)
+    for mesh in ("u2", "u4", "u2r2"):
+        plan = plan_of(found, mesh)
+        permitted = permitted_fraction(found, plan, 5)
+        assert plan.sharded_flop_fraction >= permitted - 0.02, (mesh, plan.sharded_flop_fraction, permitted)
+        assert plan.sharded_flop_fraction <= 1.0
+    # A ring does not care how many heads there are.
+    assert plan_of(found, "r4").sharded_flop_fraction >= 0.98
+
+
+@pytest.mark.parametrize("mesh", ["u4", "r4", "u2r2"])
+@pytest.mark.parametrize(("columns", "text_len"), [(1, 1), (3, 2), (5, 1), (2, 9), (4, 3)])
+def test_short_sequences_are_replicated_and_explained(columns, text_len, mesh):
+    family = registry.get("flux")
+    config = family.tiny_config(4, 1)
+    inputs = family.grid_inputs(config, rows=1, columns=columns, text_len=text_len)
+    ulysses, ring = MESHES[mesh]
+    report = verify_traced(trace(randomise(family.build(config)), (), inputs, dynamic=False), ulysses=ulysses, ring=ring)
+    assert report.ok, str(report)
+    plan = report.plan
+    if max(columns, text_len) < 4:
+        assert {a.strategy for a in plan.attention} == {"replicated"}
+        assert all(f"{max(columns, text_len)} positions, fewer than 4 ranks" in a.why for a in plan.attention)
+        assert plan.sharded_flop_fraction == 0.0 and not traffic(plan)
+    else:
+        assert "replicated" not in {a.strategy for a in plan.attention} and plan.sharded_flop_fraction > 0
+    short = [op for op in plan.replicated_ops if op.reason == "its sequence is shorter than 4 ranks"]
+    assert bool(short) == (min(columns, text_len) < 4)
+    assert all(op.flops > 0 and op.source and op.op.startswith("aten.") for op in short)
+    assert "shorter than 4 ranks" in plan.explain() or not short
+
+
+if __name__ == "__main__":
+    for name in registry.names():
+        print(f'    "{name}": {{')
+        for mesh in ("u2", "r2", "u2r2"):
+            print(f'        "{mesh}": {traffic(plan_of(traced(name, 4), mesh))},'.replace("'", '"'))
+        print("    },")

@@ -1,0 +1,71 @@
+"""Every family on every mesh, even and uneven, heads divisible and not: all ranks in one process, equal to the model.
+
+Sizes are tiny (3x5 or 4x4 tokens, 2 blocks); each configuration is traced once and partitioned for all meshes. Uneven cells have a batch
+of two with a padded prompt where the family has masks; five heads are divisible by no degree and still enough for ulysses=4.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from seqpar.errors import MeshError
+from seqpar.models import registry
+from seqpar.models.randomise import randomise
+from seqpar.passes.trace import Traced, trace
+from seqpar.verification import Report, verify_traced
+
+MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "r4": (1, 4), "u2r2": (2, 2)}
+THOROUGH = ("flux", "wan", "z-image", "bagel")  # all of heads x lengths
+CELLS = [
+    (name, heads, lengths)
+    for name in registry.names()
+    for heads, lengths in ((4, "even"), (5, "odd"), (4, "odd"), (5, "even"))
+    if name in THOROUGH or (heads, lengths) in ((4, "even"), (5, "odd"))
+]
+
+
+@functools.lru_cache(maxsize=1)  # neighbouring tests share it
+def traced(name: str, heads: int, lengths: str, dtype: torch.dtype = torch.float32) -> Traced:
+    family = registry.get(name)
+    config = family.tiny_config(heads)
+    model = randomise(family.build(config, dtype=dtype))
+    rows, columns, text_len = (4, 4, 8) if lengths == "even" else (3, 5, 7)
+    masked = 3 if lengths == "odd" else 0
+    times = 1 if family.frames_per_token == 1 else 2
+    inputs = family.grid_inputs(config, rows=rows, columns=columns, times=times, text_len=text_len, batch=2, pad_text=masked, dtype=dtype)
+    return trace(model, (), inputs, dynamic=False)
+
+
+def outputs_of(found: Traced) -> list[torch.Tensor]:
+    with torch.no_grad():
+        outputs = found.gm(*(found.call.leaves[i].contiguous() for i in found.input_positions))
+    return [out for out in tree_leaves(outputs) if isinstance(out, torch.Tensor)]
+
+
+def check(report: Report, limit: float) -> None:
+    assert report.ok, str(report)
+    assert report.max_rel_err <= limit, str(report)
+    assert report.plan.attention and all(fraction < 1.0 for fraction in (max(report.plan.flops_per_rank) / report.plan.flops_total,))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("name", "heads", "lengths"), CELLS)
+def test_equals_the_model(name, heads, lengths, mesh):
+    ulysses, ring = MESHES[mesh]
+    check(verify_traced(traced(name, heads, lengths), ulysses=ulysses, ring=ring), 1e-5)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_bfloat16(name):
+    found = traced(name, 5, "odd", torch.bfloat16)
+    check(verify_traced(found, ulysses=2, ring=2), 2e-2)
+    assert any(out.dtype == torch.bfloat16 for out in outputs_of(found))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_outputs_vary(name):
+    """A constant output would agree with anything."""
+    for out in outputs_of(traced(name, 5, "odd", torch.bfloat16)):
+        assert out.isfinite().all() and out.float().std() > 0.05
