@@ -161,7 +161,7 @@ def find_divergence(partitioned: Partitioned, inputs: Sequence[Tensor]) -> str |
         for rank, values in found.items():
             if node.name in values:
                 local = localised(partitioned, node, expected[node.name], rank)
-                error, relative = difference(values[node.name], local)
+                _, relative = difference(values[node.name], local)
                 if relative > tolerance(local):
                     return f"{node.name} ({node.target}) on rank {rank}, relative error {relative:.1e}, {one_line(node)}"
     return bad[0] if bad else "the outputs only"

@@ -86,7 +86,7 @@ class AtomTable:
                 left.pop(0), right.pop(0)
                 continue
             length_x, length_y = self._length[x], self._length[y]
-            if same(length_x, length_y):
+            if self.sizes.equal(length_x, length_y, (x, y)):
                 if y in left or x in right:
                     return False
                 self._forward[y] = (x,)
@@ -112,7 +112,7 @@ class AtomTable:
             return True
         if len(a) != len(b):
             return False
-        if not all(same(self.factor_length(f), self.factor_length(g)) for f, g in zip(a, b, strict=True)):
+        if not all(self.sizes.equal(self.factor_length(f), self.factor_length(g), (*f, *g)) for f, g in zip(a, b, strict=True)):
             return False
         return all(self.unify(f, g) for f, g in zip(a, b, strict=True))
 
@@ -131,7 +131,9 @@ class AtomTable:
             if same(remaining, 0):
                 return tuple(before), factor[i:]
             length = self._length[atom]
-            if same(remaining, length) or not self.sizes.less(remaining, length, (atom,)):
+            if self.sizes.equal(remaining, length, (atom,)):
+                return (*before, atom), factor[i + 1 :]
+            if not self.sizes.less(remaining, length, (atom,)):
                 before.append(atom)
                 remaining = minus(remaining, length)
                 continue

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.mincut import CutProblem
@@ -85,12 +86,15 @@ class LabelProblem:
         """Sequence atoms of a dim, in order, of all outputs of a node."""
         known = self._atoms.get((node, dim))
         if known is None:
-            found: dict[int, None] = {}
-            for axes in self.inference.axes[node]:
-                for factor in self.table.expand_axis(axes[dim]) if dim < len(axes) else ():
-                    found.update((a, None) for a in factor if a in self.inference.sequences)
-            known = self._atoms[(node, dim)] = list(found)
+            axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
+            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in self._heaviest_factor(axis)))
         return known
+
+    def _heaviest_factor(self, axis: Axis) -> list[int]:
+        """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
+        factors = self.table.expand_axis(axis)
+        found = [[a for a in f if a in self.inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
+        return max(found, key=lambda atoms: max((self.inference.sequences[a] for a in atoms), default=-1), default=[])
 
     def candidate(self, node: Node) -> int | None:
         """The one dim of a value that may be sharded: the one with the heaviest sequence."""
@@ -202,9 +206,12 @@ class LabelProblem:
         return self.whole
 
     def _reducible(self, relation: Relation, i: int, dim: int) -> bool:
-        """Partial results add up only if the whole dim is sharded: no short atom, nothing but sequences."""
+        """Partial results add up only if the whole dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
         axis = self.table.expand_axis(relation.operand_axes[i][dim])
-        return all(a in self.inference.sequences and self.long_enough(a) for f in axis for a in f) and len(axis) == 1
+        reduced = [(j, self.table.expand_axis(relation.operand_axes[j][d])) for j, d in relation.reduces]
+        first = next(a for _, a in reduced if self.table.roots(a) & self.inference.sequences.keys())
+        alone = sum(j == i and bool(self.table.roots(a) & self.table.roots(axis)) for j, a in reduced) == 1
+        return axis == first and alone and all(a in self.inference.sequences and self.long_enough(a) for f in axis for a in f) and len(axis) == 1
 
     def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import TypeAlias
 
 import sympy
 from torch.utils._sympy.functions import FloorDiv
 
-Length = int | sympy.Expr
+Length: TypeAlias = int | sympy.Expr
 
 
 @lru_cache(maxsize=65536)
@@ -87,6 +88,15 @@ class Sizes:
         """Record a relation that holds for the example and that decisions about these atoms rely on."""
         if relation not in (True, sympy.true):
             self._conditions.setdefault(relation, set()).update(about)
+
+    def equal(self, a: Length, b: Length, about: Iterable[int]) -> bool:
+        """a == b for the example; recorded when they are not equal for every value of the symbols."""
+        if same(a, b):
+            return True
+        if (isinstance(a, int) and isinstance(b, int)) or self.hint(a) != self.hint(b):
+            return False
+        self.assume(sympy.Eq(a, b), about)
+        return True
 
     def less(self, a: Length, b: Length, about: Iterable[int]) -> bool:
         """a < b for the example; recorded when it depends on the symbols."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from seqpar.partitioner.atoms import AtomTable, Axis
 from seqpar.partitioner.lengths import Length, simplify
@@ -50,10 +51,18 @@ def bind_arguments(node: Node) -> dict[str, Any]:
     return bound
 
 
+def _passes_twice(node: Node) -> bool:
+    """Some tensor occurs more than once among the arguments."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return len(set(found)) < len(found)
+
+
 class Op:
     """One node while its rule runs; `relation()` is the result.
 
-    Whatever a rule does not mention needs whole operands and produces whole outputs: forgetting something is safe.
+    Whatever a rule does not mention needs whole operands and produces whole outputs: forgetting something is safe. A tensor that
+    is passed twice plays two parts, so nothing flows then unless the rule says that its parts are `alike`.
     """
 
     def __init__(self, node: Node, table: AtomTable, axes: dict[Node, tuple[tuple[Axis, ...], ...]], fused: dict[tuple[str, int], tuple[int, int]]) -> None:
@@ -72,6 +81,7 @@ class Op:
         self.conflicts: list[tuple[Axis, int]] = []
         self.merges: list[tuple[int, Axis]] = []
         self.dropping = False
+        self.alike = False
         self.free: set[int] = set()
         self.whole: set[int] = set()
         self.rewrite: Rewrite | None = None
@@ -150,10 +160,11 @@ class Op:
 
     # -- result ----------------------------------------------------------------------------------
     def relation(self) -> Relation:
+        two_parts = not self.alike and _passes_twice(self.node)
         flows = {}
         for key, targets in self._flows.items():
             kept = tuple(t for t in targets if t not in self._blocked)
-            if kept:
+            if kept and not two_parts:
                 flows[key] = kept
         out_axes = []
         for shape, known in zip(self.out_shapes, self._out, strict=True):
@@ -167,7 +178,7 @@ class Op:
             operand_axes=tuple(tuple(a) for a in self.operand_axes),
             out_axes=tuple(out_axes),
             flows=flows,
-            reduces=dict(self._reduces),
+            reduces={} if two_parts else dict(self._reduces),
             dropping=self.dropping,
             free=frozenset(self.free),
             whole=frozenset(self.whole | self._blocked),

@@ -47,7 +47,7 @@ def _mixed(view: LayoutView, relation: Relation, node: Node) -> bool:
     for dim, axis in enumerate(relation.out_axes[0]):
         for factor in table.expand_axis(axis):
             sharded = [a for a in factor if (node, dim, a) in view.labels.sharded]
-            uneven = any(not isinstance(table.length(a), int) or table.length(a) % ranks for a in sharded)  # type: ignore[operator]
+            uneven = any(not isinstance(table.length(a), int) or table.length(a) % ranks for a in sharded)
             if uneven and len(sharded) < len(factor):
                 return True
     return False

@@ -24,7 +24,7 @@ from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
 from seqpar.passes.expressions import ExpressionEmitter
-from seqpar.passes.localise import localise
+from seqpar.passes.localise import localise, refuse_random
 from seqpar.runtime.groups import all_reduce
 from seqpar.runtime.layout import first_rank, gather, shard
 
@@ -164,6 +164,7 @@ class Emitter:
         return node
 
     def emit_call(self, node: Node, relation: Relation) -> None:
+        refuse_random(node, relation)
         operands = {n: self.value(n, self.view.required(node, relation, i)) for i, n in enumerate(relation.operands)}
         if node in self.view.labels.exchanged:
             self.define(node, emit_exchange(self, node, relation, operands))

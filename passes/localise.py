@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default)
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def localise(emitter: Emitter, node: Node, relation: Relation) -> Call:
     """Target, arguments and keyword arguments of a node on local operands (operands still as nodes of the source graph)."""
-    refuse_random(node, relation)
     rewrite = relation.rewrite
     call: Call = node.target, node.args, dict(node.kwargs)
     if rewrite is not None and _touched(emitter, node, relation):
@@ -53,8 +54,9 @@ def refuse_random(node: Node, relation: Relation) -> None:
 
 
 def source_line(node: Node) -> str:
-    """The user's own line of a node, as in a traceback."""
+    """The user's own line of a node (the innermost frame outside torch), as in a traceback."""
     frames = [f for f in (node.meta.get("stack_trace") or "").strip().split("\n  File ") if f.strip()]
+    frames = [f for f in frames if TORCH not in f.partition(",")[0]] or frames
     return f"  File {frames[-1].removeprefix('File ').strip()}\n" if frames else ""
 
 

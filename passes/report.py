@@ -31,7 +31,7 @@ def explain(plan: Plan) -> str:
         for o in plan.replicated_ops:
             flops[(o.op, o.reason, o.source)] += o.flops
         ordered = sorted(by_reason, key=lambda key: -flops[key])
-        lines += capped(f"  {by_reason[k]:>3} x {k[0]:<28} {amount(flops[k])}FLOP  {k[1]}  {k[2]}" for k in ordered)
+        lines += capped(f"  {by_reason[k]:>3} x {k[0]:<28} {amount(flops[k])}FLOP  {k[1]}  {short(k[2])}" for k in ordered)
     lines.append("seconds   " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in plan.seconds.items()))
     return "\n".join(lines)
 
@@ -48,6 +48,11 @@ def communication(plan: Plan) -> str:
 def capped(rows: Iterable[str]) -> list[str]:
     rows = list(rows)
     return rows if len(rows) <= MAX_LINES else [*rows[: MAX_LINES - 1], f"  … {len(rows) - MAX_LINES + 1} more"]
+
+
+def short(source: str) -> str:
+    """`…/site-packages/diffusers/x.py:12` -> `diffusers/x.py:12`; a user's own file keeps its path."""
+    return source.rpartition("site-packages/")[2]
 
 
 def amount(value: float) -> str:

@@ -20,7 +20,71 @@ SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 # Per family and mesh: kind of collective -> (bytes the busiest rank receives, calls).
 TRAFFIC = {
-#TABLE
+    "flux": {
+        "u2": {"all_to_all": (1081344, 8), "all_gather": (32768, 1)},
+        "r2": {"ring": (1081344, 4), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (540672, 8), "ring": (540672, 4), "all_gather": (49152, 1)},
+    },
+    "qwen-image": {
+        "u2": {"all_to_all": (540672, 4), "all_gather": (32768, 1)},
+        "r2": {"ring": (540672, 2), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (270336, 4), "ring": (270336, 2), "all_gather": (49152, 1)},
+    },
+    "wan": {
+        "u2": {"all_to_all": (524288, 4), "all_gather": (32768, 1)},
+        "r2": {"ring": (524288, 2), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (262144, 4), "ring": (262144, 2), "all_gather": (49152, 1)},
+    },
+    "wan-ti2v": {
+        "u2": {"all_to_all": (524288, 4), "all_gather": (32768, 1)},
+        "r2": {"ring": (524288, 2), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (262144, 4), "ring": (262144, 2), "all_gather": (49152, 1)},
+    },
+    "z-image": {
+        "u2": {"all_to_all": (811008, 8), "all_gather": (32768, 1)},
+        "r2": {"ring": (811008, 4), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (405504, 8), "ring": (405504, 4), "all_gather": (49152, 1)},
+    },
+    "longcat-image": {
+        "u2": {"all_to_all": (1081344, 8), "all_gather": (131072, 1)},
+        "r2": {"ring": (1081344, 4), "all_gather": (131072, 1)},
+        "u2r2": {"all_to_all": (540672, 8), "ring": (540672, 4), "all_gather": (196608, 1)},
+    },
+    "sd3": {
+        "u2": {"all_to_all": (802816, 6), "all_gather": (32768, 1)},
+        "r2": {"ring": (802816, 3), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (401408, 6), "ring": (401408, 3), "all_gather": (49152, 1)},
+    },
+    "ltx-video": {
+        "u2": {"all_to_all": (524288, 4), "all_gather": (16384, 1)},
+        "r2": {"ring": (524288, 2), "all_gather": (16384, 1)},
+        "u2r2": {"all_to_all": (262144, 4), "ring": (262144, 2), "all_gather": (24576, 1)},
+    },
+    "hunyuan-video": {
+        "u2": {"all_to_all": (1089536, 10), "all_gather": (32768, 1)},
+        "r2": {"ring": (1089536, 5), "all_gather": (32768, 1)},
+        "u2r2": {"all_to_all": (544768, 10), "ring": (544768, 5), "all_gather": (49152, 1)},
+    },
+    "bagel": {
+        "u2": {"all_to_all": (393728, 4), "all_gather": (32768, 1)},
+        "r2": {"ring": (270336, 2), "all_gather": (33792, 3)},
+        "u2r2": {"all_to_all": (197120, 4), "ring": (131072, 2), "all_gather": (52224, 3)},
+    },
+    "pattern-standard": {
+        "u2": {"all_to_all": (524288, 4), "all_gather": (65536, 1)},
+        "r2": {"ring": (524288, 2), "all_gather": (65536, 1)},
+        "u2r2": {"all_to_all": (262144, 4), "ring": (262144, 2), "all_gather": (98304, 1)},
+    },
+    "pattern-rope": {
+        "u2": {"all_to_all": (524288, 4), "all_gather": (16384, 1)},
+        "r2": {"ring": (524288, 2), "all_gather": (16384, 1)},
+        "u2r2": {"all_to_all": (262144, 4), "ring": (262144, 2), "all_gather": (24576, 1)},
+    },
+    "pattern-unified": {
+        "u2": {"all_to_all": (540672, 4), "all_gather": (16384, 1)},
+        "r2": {"ring": (540672, 2), "all_gather": (16384, 1)},
+        "u2r2": {"all_to_all": (270336, 4), "ring": (270336, 2), "all_gather": (24576, 1)},
+    },
 }
 
 

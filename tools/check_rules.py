@@ -44,6 +44,7 @@ aten = torch.ops.aten
 RANKS = (2, 3, 4)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-6, torch.complex64: 1e-6, torch.complex128: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 MOVING = ("view", "parts", "index", "create")  # rule files whose operators must be exact
+REORDERED = 20  # a sum taken in parts may differ by so many times more, where its terms cancel
 UNDEFINED = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)  # only their shapes can be compared
 
 
@@ -128,7 +129,7 @@ def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int,
     return SimulatedWorld(ranks, 1).run(run)
 
 
-def fault(sample: Sample, expected: Sequence[Tensor], outputs: Sequence[Sequence[Tensor]], exact: bool) -> str | None:
+def fault(sample: Sample, expected: Sequence[Tensor], outputs: Sequence[Sequence[Tensor]], exact: bool, slack: int = 1) -> str | None:
     """How the ranks' outputs differ from the expected ones, or None."""
     for i, want in enumerate(expected):
         for rank, got in enumerate(outputs):
@@ -137,7 +138,7 @@ def fault(sample: Sample, expected: Sequence[Tensor], outputs: Sequence[Sequence
             if sample.target in UNDEFINED:
                 continue
             _, relative = difference(got[i], want)
-            if not relative <= (0.0 if exact else TOLERANCE.get(want.dtype, 0.0)):
+            if not relative <= (0.0 if exact else slack * TOLERANCE.get(want.dtype, 0.0)):
                 return f"rank {rank} differs by {relative:.1e} in output {i}"
             if not same_bits(got[i], outputs[0][i]):
                 return f"rank {rank} has other bits than rank 0 in output {i}"
@@ -159,7 +160,7 @@ def check_sample(sample: Sample, verdict: Verdict, ranks: Iterable[int] = RANKS)
         claimed.add(claim.dim)
         verdict.claims += 1
         try:
-            problem = fault(sample, expected, run_ranks(graph, inference, labels, count, inputs), exact)
+            problem = fault(sample, expected, run_ranks(graph, inference, labels, count, inputs), exact, REORDERED if claim.dim == REDUCED else 1)
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if problem:

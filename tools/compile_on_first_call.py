@@ -57,16 +57,19 @@ class CompileOnFirstCall(torch.nn.Module):
 
 
 def bind_by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call as keywords only, in the signature's order; defaults are left out.
+    """The arguments of a call as keywords only, in the signature's order, with defaults: leaving one out is no other structure.
 
     Raises TypeError, as the call itself would, for arguments that do not fit.
     """
-    bound = signature.bind(*args, **kwargs).arguments
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
     inputs: dict[str, Any] = {}
-    for name, value in bound.items():
+    for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             inputs.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL and not value:
+            continue
         elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
             raise TypeError(f"argument {name!r} can only be passed by position; a model in a pipeline needs named arguments")
         else:

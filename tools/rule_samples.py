@@ -76,10 +76,10 @@ class Recorder(TorchDispatchMode):
 
 
 def usable(target: Any) -> bool:
-    """A functional, deterministic overload with a rule."""
+    """A functional overload with a rule."""
     if registry.find(target) is None or not hasattr(target, "_schema"):
         return False
-    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags or target is aten.scaled_dot_product_attention.default
+    return not target._schema.is_mutable
 
 
 def suitable(sample: Sample) -> bool:
@@ -134,10 +134,17 @@ def _recorded(info: Any, dtype: torch.dtype, count: int, seen: Counter[Any]) -> 
         return  # a sample that does not run here (a missing library, an unsupported dtype) has nothing to compare with
 
 
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True))
+
+
 def runs(sample: Sample) -> bool:
-    """The call is valid (a directly called overload may not accept what its Python function does) and returns tensors only."""
+    """The call is valid (a directly called overload may not accept what its Python function does), returns tensors only, and draws
+    no random numbers."""
     try:
         result = sample.run()
+        if torch.Tag.nondeterministic_seeded in sample.target.tags and not same(result, sample.run()):
+            return False
     except Exception:  # whatever the overload refuses
         return False
     leaves = pytree.tree_leaves(result)

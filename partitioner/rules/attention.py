@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -40,11 +39,13 @@ def sdpa(op: Op) -> None:
     op.carry(q, op.rank(q) - 2, seq)
     tied = k == v or op.tie(k, op.rank(k) - 2, v, op.rank(v) - 2)
     heads = rank - 3 if rank > 3 else None
+    grouped = heads is not None and any(op.rank(i) > 2 and not op.is_one(i, op.rank(i) - 3) and not same(op.shapes[i][-3], op.out_shape[heads]) for i in (q, k, v))
     distinct = len({q, k, v}) == 3
+    op.alike = q not in (k, v)
     for operand in dict.fromkeys((q, k, v)):
         for d in range(op.rank(operand) - 2):
             out_dim = d + rank - op.rank(operand)
-            if out_dim != heads or same(op.shapes[operand][d], op.out_shape[out_dim]):
+            if out_dim != heads or not grouped:
                 op.carry(operand, d, out_dim)
     if mask is not None:
         _carry_mask(op, mask, k, rank)

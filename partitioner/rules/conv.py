@@ -35,3 +35,18 @@ def other_conv(op: Op) -> None:
     if op.rank(x) == op.rank(weight):
         op.carry(x, 0, 0)
     op.reason = "a convolution over this dim"
+
+
+NEIGHBOURS = {
+    1: (aten.reflection_pad1d.default, aten.replication_pad1d.default),
+    2: (aten.avg_pool2d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec),
+    3: (aten.avg_pool3d.default, aten.reflection_pad3d.default, aten.replication_pad3d.default, aten.upsample_nearest3d.vec),
+}
+
+
+@rule(*(target for targets in NEIGHBOURS.values() for target in targets))
+def neighbours(op: Op) -> None:
+    """Batch and channels keep their place; positions of the last dims are made of several."""
+    spatial = next(n for n, targets in NEIGHBOURS.items() if op.node.target in targets)
+    op.carry_all(skip=tuple(range(op.rank() - spatial, op.rank())))
+    op.reason = "made of neighbouring positions"

@@ -15,6 +15,8 @@ aten = torch.ops.aten
 def embedding(op: Op) -> None:
     """`[v, e], [..., s] -> [..., s, e]`"""
     op.carry_all(op.index(op.args["indices"]))
+    op.carry(op.index(op.args["weight"]), 1, len(op.out_shape) - 1)
+    op.reason = "looked up along this dim"
 
 
 @rule(aten.index_select.default)
@@ -35,8 +37,7 @@ def index(op: Op) -> None:
         return
     x = op.index(op.args["self"])
     operands = [op.index(indices[i]) for i in at]
-    if x in operands:
-        return
+    op.alike = x not in operands
     width = max(op.rank(i) for i in operands)
     for d in range(op.rank(x)):
         if d not in at:
@@ -52,8 +53,6 @@ def gather(op: Op) -> None:
     """Along `dim` the table is whole; elsewhere table and index are cut alike where their lengths agree."""
     x, index_ = op.index(op.args["self"]), op.index(op.args["index"])
     dim = op.args["dim"] % max(op.rank(x), 1)
-    if x == index_:
-        return
     op.carry(index_, dim, dim)
     for d in range(op.rank(x)):
         if d != dim and op.shapes[x][d] == op.shapes[index_][d]:
@@ -72,3 +71,31 @@ def scatter(op: Op) -> None:
             for operand in range(len(op.operands)):
                 op.carry(operand, d, d)
     op.reason = "scattered along this dim"
+
+
+@rule(aten.index_copy.default, aten.index_add.default)
+def index_copy(op: Op) -> None:
+    """Other dims than `dim` are cut alike."""
+    dim = op.args["dim"]
+    for name in ("self", "source"):
+        op.carry_all(op.index(op.args[name]), skip=(dim,))
+    op.reason = "written to by position along this dim"
+
+
+@rule(aten.index_put.default)
+def index_put(op: Op) -> None:
+    """Integer tensors at adjacent dims: the other dims keep their place, in the values too."""
+    indices = op.args["indices"]
+    at = [i for i, n in enumerate(indices) if isinstance(n, Node)]
+    if any(indices[i].meta["val"].dtype in (torch.bool, torch.uint8) for i in at) or at != list(range(at[0], at[0] + len(at))):
+        return
+    x, values = op.index(op.args["self"]), op.index(op.args["values"])
+    width = max(len(indices[i].meta["val"].shape) for i in at)
+    missing = op.rank(x) - len(at) + width - op.rank(values)
+    for d in range(op.rank(x)):
+        if d not in at:
+            op.carry(x, d, d)
+            from_values = (d if d < at[0] else d - len(at) + width) - missing
+            if from_values >= 0:
+                op.carry(values, from_values, d)
+    op.reason = "written to by position along this dim"

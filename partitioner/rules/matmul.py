@@ -20,8 +20,6 @@ def linear(op: Op) -> None:
 
 def contract(op: Op, a: int, b: int) -> None:
     """`[..., m, k] @ [..., k, n]`, either side may be a vector."""
-    if a == b:
-        return
     rank_a, rank_b, out_rank = op.rank(a), op.rank(b), len(op.out_shape)
     row = out_rank - (1 if rank_b == 1 else 2)
     if rank_a > 1:
@@ -49,8 +47,6 @@ def addmm(op: Op) -> None:
     """Contraction dims stay whole here: the added operand must enter the sum once."""
     names = list(op.args)
     bias, a, b = (op.index(op.args[n]) for n in names[:3])
-    if len({bias, a, b}) < 3:
-        return
     out_rank = len(op.out_shape)
     for dim in range(op.rank(bias)):
         op.carry(bias, dim, dim + out_rank - op.rank(bias))
@@ -64,32 +60,39 @@ def addmm(op: Op) -> None:
 @rule(aten.outer.default, aten.ger.default)
 def outer(op: Op) -> None:
     a, b = op.index(op.args["self"]), op.index(op.args["vec2"])
-    if a != b:
-        op.carry(a, 0, 0)
-        op.carry(b, 0, 1)
+    op.carry(a, 0, 0)
+    op.carry(b, 0, 1)
 
 
 @rule(aten.einsum.default)
 def einsum(op: Op) -> None:
-    """Read from the equation; an ellipsis or a repeated letter in one operand is left whole."""
-    equation: str = op.args["equation"].replace(" ", "")
-    terms = op.args["tensors"]
-    if "..." in equation or "->" not in equation or len(set(terms)) != len(terms):
+    """Read from the equation; nothing is said if a letter is repeated in one operand (a diagonal)."""
+    operands = [op.index(node) for node in op.args["tensors"]]
+    terms, out = _read_equation(op.args["equation"], [op.rank(i) for i in operands])
+    if any(len(set(term)) != len(term) for term in terms):
         return
-    sides, out = equation.split("->")
-    letters = sides.split(",")
-    where: dict[str, tuple[int, int]] = {}
-    for term, node in zip(letters, terms, strict=True):
-        if len(set(term)) != len(term):
-            return
-        operand = op.index(node)
+    contracted: dict[str, list[tuple[int, int]]] = {}
+    for term, operand in zip(terms, operands, strict=True):
         for dim, letter in enumerate(term):
             if letter in out:
                 op.carry(operand, dim, out.index(letter))
-            elif letter not in where:
-                where[letter] = (operand, dim)
-                op.reduce(operand, dim)
-            elif op.tie(*where[letter], operand, dim):
-                op.reduce(operand, dim)
-            else:
-                op._reduces.pop(where[letter], None)
+            elif not op.is_one(operand, dim):
+                contracted.setdefault(letter, []).append((operand, dim))
+    for places in contracted.values():
+        if all(op.tie(*places[0], *place) for place in places[1:]):
+            for place in places:
+                op.reduce(*place)
+
+
+def _read_equation(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Letters of every operand and of the result; the dims of an ellipsis are digits, counted from the right."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = []
+    for term, rank in zip(left.split(","), ranks, strict=True):
+        hidden = "".join(str(i) for i in reversed(range(rank - len(term) + 3)))
+        terms.append(term.replace("...", hidden))
+    everything = "".join(terms)
+    widest = "".join(sorted({c for c in everything if c.isdigit()}, reverse=True))
+    if not arrow:
+        out = "..." + "".join(sorted(c for c in set(everything) if everything.count(c) == 1 and not c.isdigit()))
+    return terms, out.replace("...", widest)

@@ -23,7 +23,7 @@ def native_layer_norm(op: Op) -> None:
     last_dims(op)
 
 
-@rule(aten.group_norm.default, aten.instance_norm.default, aten.native_group_norm.default)
+@rule(aten.group_norm.default, aten.instance_norm.default)
 def batch_only(op: Op) -> None:
     op.carry(0, 0, 0)
     op.reason = "normalised over this dim"

@@ -48,6 +48,7 @@ def cat(op: Op) -> None:
         return  # legacy: 1-d empty tensors among the operands
     dim = op.args["dim"] % len(op.out_shape)
     parts = [op.index(t) for t in tensors]
+    op.alike = True
     concatenate(op, parts, dim)
     for operand in dict.fromkeys(parts):
         for d in range(op.rank(operand)):
@@ -58,6 +59,7 @@ def cat(op: Op) -> None:
 @rule(aten.stack.default)
 def stack(op: Op) -> None:
     at = op.args["dim"] % len(op.out_shape)
+    op.alike = True
     for operand in range(len(op.operands)):
         for d in range(op.rank(operand)):
             op.carry(operand, d, d + (d >= at))
@@ -158,8 +160,12 @@ def constant_pad(op: Op) -> None:
 
 @rule(aten.pad.default)
 def pad(op: Op) -> None:
+    pads = op.args["pad"]
     if op.args["mode"] == "constant":
-        _pad(op, op.args["pad"])
+        _pad(op, pads)
+    else:
+        op.carry_all(skip=tuple(op.rank() - 1 - i // 2 for i, n in enumerate(pads) if not same(as_length(n), 0)))
+        op.reason = "padded with positions from elsewhere in this dim"
 
 
 def _pad(op: Op, pads: list[Any]) -> None:
@@ -195,6 +201,7 @@ def pad_sequence(op: Op) -> None:
     first = bool(op.args["batch_first"])
     seq = 1 if first else 0
     nodes = op.args["sequences"]
+    op.alike = True
     longest = max(nodes, key=lambda n: op.table.sizes.hint(as_length(n.meta["val"].shape[0])))
     order = [longest] + [n for n in nodes if n is not longest]
     for node in order:

@@ -33,22 +33,28 @@ aten = torch.ops.aten
     aten.where.ScalarSelf,
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
-    aten.bucketize.Tensor,
     aten.empty_like.default,
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
     aten.pow.Scalar,
+    aten.floor_divide.default,
+    aten.floor_divide.Scalar,
+    aten.dropout.default,
 )
 def pointwise(op: Op) -> None:
-    if op.node.target is aten.bucketize.Tensor:
-        op.carry_all(op.index(op.args["self"]))
-        return
+    op.alike = True
     out_rank = len(op.out_shape)
     for operand in range(len(op.operands)):
         offset = out_rank - op.rank(operand)
         for dim in range(op.rank(operand)):
             op.carry(operand, dim, dim + offset)
+
+
+@rule(aten.bucketize.Tensor, aten.isin.Tensor_Tensor)
+def looked_up(op: Op) -> None:
+    """Every position is compared with all of a table."""
+    op.carry_all(op.index(op.args["self" if "self" in op.args else "elements"]))
 
 
 @rule(aten.type_as.default)
@@ -83,7 +89,9 @@ def view_as_real(op: Op) -> None:
     aten.topk.default,
     aten.logcumsumexp.default,
     aten.glu.default,
-    aten.renorm.default,
+    aten.cummax.default,
+    aten.cummin.default,
+    aten.linalg_cross.default,
 )
 def whole_along_dim(op: Op) -> None:
     """Every position of one dim depends on all of that dim."""
@@ -99,7 +107,8 @@ def whole_along_dims(op: Op) -> None:
 
 
 def _along(op: Op, dim: int) -> None:
-    op.carry_all(skip=(dim,))
+    for operand in range(len(op.operands)):
+        op.carry_all(operand, skip=(dim,))
     op.reason = "every position depends on all positions along this dim"
 
 
@@ -111,4 +120,6 @@ def triangle(op: Op) -> None:
 
 @rule(aten.one_hot.default)
 def one_hot(op: Op) -> None:
-    op.carry_all()
+    """Without `num_classes` their number is read from all the data."""
+    if op.args["num_classes"] >= 0:
+        op.carry_all()

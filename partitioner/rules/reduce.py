@@ -37,7 +37,7 @@ def reduction(op: Op, kind: str) -> None:
         op.reduce(0, d, kind)
 
 
-@rule(aten.sum.dim_IntList, aten.sum.default)
+@rule(aten.sum.dim_IntList, aten.sum.default, aten.count_nonzero.dim_IntList, aten.count_nonzero.default)
 def sum_(op: Op) -> None:
     reduction(op, "sum")
 
@@ -49,12 +49,12 @@ def mean(op: Op) -> None:
     op.rewrite = Rewrite("mean")
 
 
-@rule(aten.amax.default)
+@rule(aten.amax.default, aten.max.default)
 def amax(op: Op) -> None:
     reduction(op, "max")
 
 
-@rule(aten.amin.default)
+@rule(aten.amin.default, aten.min.default)
 def amin(op: Op) -> None:
     reduction(op, "min")
 
@@ -66,13 +66,19 @@ def amin(op: Op) -> None:
     aten.argmin.default,
     aten.any.dim,
     aten.any.dims,
+    aten.any.default,
+    aten.all.default,
     aten.all.dim,
+    aten.all.dims,
+    aten.median.dim,
+    aten.kthvalue.default,
     aten.prod.dim_int,
     aten.var.correction,
     aten.std.correction,
     aten.var.dim,
     aten.std.dim,
     aten.var_mean.correction,
+    aten.std_mean.correction,
     aten.logsumexp.default,
     aten.linalg_vector_norm.default,
     aten.norm.ScalarOpt_dim,

@@ -162,3 +162,21 @@ def repeat_interleave(op: Op) -> None:
     else:
         op.set_out(at, merged)
     op.rewrite = Rewrite("repeat_interleave", dim=at)
+
+
+@rule(aten.unfold.default)
+def unfold(op: Op) -> None:
+    op.carry_all(skip=(op.args["dimension"],))
+    op.reason = "windows over this dim overlap the cuts"
+
+
+@rule(aten.diag_embed.default)
+def diag_embed(op: Op) -> None:
+    if (op.args["dim1"], op.args["dim2"]) == (-2, -1):
+        op.carry_all(skip=(-1,))
+
+
+@rule(aten.linalg_qr.default)
+def matrices(op: Op) -> None:
+    """One result per matrix in the last two dims."""
+    op.carry_all(skip=(-1, -2))

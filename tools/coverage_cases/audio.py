@@ -126,7 +126,7 @@ CASES: tuple[Case, ...] = (
     diffusers_case("LongCatAudioDiTTransformer", longcat_audio, dit_dim=32, dit_depth=2, dit_heads=4, dit_text_dim=24, latent_dim=8),
     diffusers_case("MiniMaxMusic3Transformer1DModel", music, in_channels=6, condition_dim=24, num_layers=2, num_attention_heads=4, attention_head_dim=8, ff_inner_dim=48, rotary_dim=4, fourier_embedding_dim=16),
     diffusers_case("MiniMaxMusic3RVQDepthDecoder", depth_codes, returns_dict=False, hidden_size=32, num_layers=2, num_attention_heads=4, intermediate_size=48, audio_vocab_size=16, max_position_embeddings=16),
-    diffusers_case("MiniMaxH3Transformer3DModel", minimax, num_attention_heads=4, attention_head_dim=8, hidden_size=32, num_layers=2, num_refiner_layers=1, ffn_dim=48, in_channels=4, audio_in_channels=6, text_dim=24, freq_dim=16, time_embed_hidden_dim=32, time_embed_dim=16, rope_freq_dim=2),
+    diffusers_case("MiniMaxH3Transformer3DModel", minimax, num_attention_heads=4, attention_head_dim=16, hidden_size=32, num_layers=2, num_refiner_layers=1, ffn_dim=48, in_channels=4, audio_in_channels=6, text_dim=24, freq_dim=16, time_embed_hidden_dim=32, time_embed_dim=16, rope_freq_dim=2),
     diffusers_case("StableAudioDiTModel", stable_audio, sample_size=16, in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4, num_key_value_attention_heads=2, out_channels=4, cross_attention_dim=32, time_proj_dim=16, global_states_input_dim=20, cross_attention_input_dim=24),
     diffusers_case("StableAudio3DiTModel", stable_audio3, use_differential_attention=False, **STABLE3),
     diffusers_case("StableAudio3DiTModel@diff", stable_audio3, use_differential_attention=True, **STABLE3),

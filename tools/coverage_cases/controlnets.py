@@ -14,7 +14,7 @@ FLUX_CONTROL = {"in_channels": 16, "pooled_projection_dim": 20, "guidance_embeds
 QWEN_CONTROL = {**QWEN, "in_channels": 16}
 SD3 = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "caption_projection_dim": 32, "pooled_projection_dim": 20, "pos_embed_max_size": 64}
 HUNYUAN = {
-    "conditioning_channels": 3, "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8, "hidden_size": 32, "transformer_num_layers": 2,
+    "conditioning_channels": 3, "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8, "hidden_size": 32, "transformer_num_layers": 6,
     "cross_attention_dim": 24, "cross_attention_dim_t5": 16, "pooled_projection_dim": 16, "text_len": 4, "text_len_t5": 5,
 }
 SANA = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "num_cross_attention_heads": 4, "cross_attention_head_dim": 8, "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8}
@@ -26,7 +26,7 @@ def flux_control(d: Draw) -> dict[str, Any]:
 
 def two_flux(d: Draw) -> dict[str, Any]:
     conditions = [d.normal(d.batch, d.tokens, 16) for _ in range(2)]
-    return {**flux(d), "controlnet_cond": conditions, "controlnet_mode": [None, None], "conditioning_scale": [0.7, 0.4]}
+    return {**flux(d), "controlnet_cond": conditions, "controlnet_mode": [torch.zeros(d.batch, dtype=torch.long)] * 2, "conditioning_scale": [0.7, 0.4]}
 
 
 def qwen_control(d: Draw) -> dict[str, Any]:
@@ -99,6 +99,27 @@ def z_controlnet() -> nn.Module:
     return ZImageControlNetModel.from_transformer(control, transformer)
 
 
+class NearestResize:
+    """What diffusers uses of torchvision.transforms here, for machines without torchvision."""
+
+    class InterpolationMode:
+        NEAREST = "nearest"
+
+    class functional:
+        @staticmethod
+        def resize(x: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+            return nn.functional.interpolate(x, size, mode=interpolation)
+
+
+def cosmos_controlnet() -> nn.Module:
+    from diffusers.models.controlnets import controlnet_cosmos
+
+    if not hasattr(controlnet_cosmos, "transforms"):
+        controlnet_cosmos.transforms = NearestResize  # type: ignore[attr-defined]
+    common = {k: v for k, v in COSMOS.items() if k in ("num_attention_heads", "attention_head_dim", "mlp_ratio", "text_embed_dim", "adaln_lora_dim", "max_size")}
+    return controlnet_cosmos.CosmosControlNetModel(n_controlnet_blocks=2, in_channels=7, latent_channels=6, model_channels=48, **{**common, "encoder_hidden_states_channels": 24})
+
+
 CASES: tuple[Case, ...] = (
     diffusers_case("FluxControlNetModel", flux_control, **FLUX_CONTROL),
     Case("FluxMultiControlNetModel", several("FluxMultiControlNetModel", "FluxControlNetModel", 2, FLUX_CONTROL), lambda d: {**two_flux(d), "return_dict": False}),
@@ -110,5 +131,5 @@ CASES: tuple[Case, ...] = (
     Case("HunyuanDiT2DMultiControlNetModel", several("HunyuanDiT2DMultiControlNetModel", "HunyuanDiT2DControlNetModel", 2, HUNYUAN), lambda d: {**two_hunyuan(d), "return_dict": False}),
     diffusers_case("SanaControlNetModel", sana_control, **SANA),
     Case("ZImageControlNetModel", z_controlnet, z_control),
-    diffusers_case("CosmosControlNetModel", cosmos_control, n_controlnet_blocks=2, in_channels=7, latent_channels=6, model_channels=48, **{k: v for k, v in COSMOS.items() if k in ("num_attention_heads", "attention_head_dim", "mlp_ratio", "text_embed_dim", "adaln_lora_dim", "max_size")}),
+    Case("CosmosControlNetModel", cosmos_controlnet, lambda d: {**cosmos_control(d), "return_dict": False}),
 )

@@ -100,12 +100,19 @@ def z_image(d: Draw) -> dict[str, Any]:
 
 def fibo2(d: Draw) -> dict[str, Any]:
     """Text in two layers: one for the perceiver that pools it, one to inject."""
-    return {"hidden_states": d.image(4, 2), "timestep": d.times(), "encoder_hidden_states": d.normal(d.batch, 2, d.text, 24), "encoder_attention_mask": d.mask()}
+    return {"hidden_states": d.image(4, 2), "timestep": d.times(), "encoder_hidden_states": d.normal(d.batch, 2, d.text, 24)}
+
+
+def fibo2_mask(d: Draw) -> dict[str, Any]:
+    """The number of pooled text tokens is read from the mask."""
+    return {**fibo2(d), "encoder_attention_mask": d.mask()}
 
 
 def transformer_2d(d: Draw) -> dict[str, Any]:
     return {"hidden_states": d.image(32), "encoder_hidden_states": d.words(24)}
 
+
+FIBO2 = {"in_channels": 4, "dim": 48, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 4, "cap_feat_dim": 24, "injection_layer_ids": (1,), "perceiver_num_layers": 1, "min_num_gist_tokens": 4, "max_num_gist_tokens": 8, "gist_step": 4, "gist_min_text_len": 4, "gist_max_text_len": 64, "axes_dims": (4, 4, 4), "axes_lens": (64, 64, 64)}
 
 CASES: tuple[Case, ...] = (
     diffusers_case("DiTTransformer2DModel", dit, num_attention_heads=4, attention_head_dim=8, num_layers=2, norm_num_groups=4, sample_size=8, num_embeds_ada_norm=10),
@@ -124,7 +131,8 @@ CASES: tuple[Case, ...] = (
     diffusers_case("ErnieImageTransformer2DModel", ernie, hidden_size=48, num_attention_heads=4, num_layers=2, ffn_hidden_size=64, in_channels=16, out_channels=16, text_in_dim=24, rope_axes_dim=(4, 4, 4)),
     diffusers_case("PRXTransformer2DModel", prx, in_channels=4, context_in_dim=24, hidden_size=32, num_heads=4, depth=2, axes_dim=[4, 4]),
     diffusers_case("ZImageTransformer2DModel", z_image, in_channels=4, dim=48, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, cap_feat_dim=24, axes_dims=[4, 4, 4], axes_lens=[1100, 64, 64]),
-    diffusers_case("BriaFibo2Transformer2DModel", fibo2, in_channels=4, dim=48, n_layers=2, n_refiner_layers=1, n_heads=4, cap_feat_dim=24, injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=4, gist_min_text_len=4, gist_max_text_len=64, axes_dims=(4, 4, 4), axes_lens=(64, 64, 64)),
+    diffusers_case("BriaFibo2Transformer2DModel", fibo2, **FIBO2),
+    diffusers_case("BriaFibo2Transformer2DModel@mask", fibo2_mask, **FIBO2),
     diffusers_case("Transformer2DModel", transformer_2d, num_attention_heads=4, attention_head_dim=8, in_channels=32, num_layers=1, norm_num_groups=4, cross_attention_dim=24),
     diffusers_case("DreamLiteTransformer2DModel", transformer_2d, num_attention_heads=4, attention_head_dim=8, in_channels=32, num_layers=1, norm_num_groups=4, cross_attention_dim=24),
 )

@@ -19,7 +19,7 @@ def hidream(d: Draw) -> dict[str, Any]:
 
 
 def hunyuan_image(d: Draw) -> dict[str, Any]:
-    return {"hidden_states": d.image(4), "timestep": d.steps(), "encoder_hidden_states": d.words(24), "encoder_attention_mask": d.mask()}
+    return {"hidden_states": d.image(4), "timestep": d.times(1000.0), "encoder_hidden_states": d.words(24), "encoder_attention_mask": d.mask()}
 
 
 def two_encoders(d: Draw) -> dict[str, Any]:

@@ -50,10 +50,11 @@ def helios(d: Draw) -> dict[str, Any]:
 
 def framepack(d: Draw) -> dict[str, Any]:
     (clean, clean_at), (half, half_at), (quarter, quarter_at) = frame_history(d, 2, 6), frame_history(d, 2, 4), frame_history(d, 4, 0)
+    clean_at, half_at, quarter_at = clean_at[0], half_at[0], quarter_at[0]
     return {
         **hunyuan_video(d),
         "image_embeds": d.normal(d.batch, 3, 16),
-        "indices_latents": torch.arange(8, 8 + d.frames).repeat(d.batch, 1),
+        "indices_latents": torch.arange(8, 8 + d.frames),
         "latents_clean": clean,
         "indices_latents_clean": clean_at,
         "latents_history_2x": half,
@@ -66,7 +67,7 @@ def framepack(d: Draw) -> dict[str, Any]:
 def hunyuan15(d: Draw) -> dict[str, Any]:
     return {
         "hidden_states": d.video(4, patch=1),
-        "timestep": d.steps(),
+        "timestep": d.times(1000.0),
         "encoder_hidden_states": d.words(24),
         "encoder_attention_mask": d.mask(),
         "encoder_hidden_states_2": d.words(20, d.text + 1),
@@ -112,13 +113,13 @@ def wan_animate2(d: Draw) -> dict[str, Any]:
 def kandinsky_sr(d: Draw) -> dict[str, Any]:
     """Rows and columns are multiples of the 8 x 8 blocks of its sparse attention."""
     shape = d.pick((2, 8, 8), (3, 8, 16), (4, 16, 16))
-    return {"hidden_states": d.normal(d.batch, *shape, 4), "timestep": d.times(1000.0)}
+    return {"hidden_states": d.normal(d.batch, *shape, 9), "timestep": d.times(1000.0)}
 
 
 def sana_wm(d: Draw) -> dict[str, Any]:
     return {
         "hidden_states": d.video(4, patch=1),
-        "timestep": d.times(1000.0),
+        "timestep": d.uniform(d.batch, 1, d.frames) * 900,
         "encoder_hidden_states": d.normal(d.batch, 1, d.text, 24),
         "encoder_attention_mask": d.mask(dtype=torch.long),
         "chunk_plucker": d.video(6, patch=1),
@@ -151,7 +152,7 @@ HUNYUAN15 = {
 }
 CONSISID = {
     "is_train_face": True, "cross_attn_interval": 1, "cross_attn_dim_head": 8, "cross_attn_num_heads": 4, "LFE_id_dim": 16, "LFE_vit_dim": 16, "LFE_depth": 2, "LFE_dim_head": 8, "LFE_num_heads": 4,
-    "LFE_num_id_token": 2, "LFE_num_querie": 4, "LFE_output_dim": 24, "LFE_ff_mult": 2, "LFE_num_scale": 2,
+    "LFE_num_id_token": 2, "LFE_num_querie": 4, "LFE_output_dim": 42, "LFE_ff_mult": 2, "LFE_num_scale": 2,
 }
 ANIMATE = {
     "in_channels": 12, "latent_channels": 4, "image_dim": None, "motion_encoder_channel_sizes": face_sizes(), "motion_encoder_size": 16, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8,
@@ -166,9 +167,9 @@ CASES: tuple[Case, ...] = (
     diffusers_case("HunyuanVideo15Transformer3DModel", hunyuan15, task_type="t2v", **HUNYUAN15),
     diffusers_case("HunyuanVideo15Transformer3DModel@i2v", hunyuan15_i2v, task_type="i2v", **HUNYUAN15),
     diffusers_case("WanAnimateTransformer3DModel", wan_animate, **{**WAN, **ANIMATE}),
-    diffusers_case("WanAnimate2Transformer3DModel", wan_animate2, text_len=8, in_dim=12, dim=48, ffn_dim=48, freq_dim=16, text_dim=24, out_dim=4, num_heads=4, num_layers=2, use_img_emb=False),
+    diffusers_case("WanAnimate2Transformer3DModel", wan_animate2, text_len=16, in_dim=12, dim=48, ffn_dim=48, freq_dim=16, text_dim=24, out_dim=4, num_heads=4, num_layers=2, use_img_emb=False),
     diffusers_case("Kandinsky6SRTransformer3DModel", kandinsky_sr, in_visual_dim=4, out_visual_dim=4, time_dim=16, model_dim=32, ff_dim=48, num_visual_blocks=2, axes_dims=(2, 2, 4)),
     diffusers_case("SanaWMTransformer3DModel", sana_wm, in_channels=4, num_layers=2, hidden_size=48, num_attention_heads=4, softmax_every_n=2, linear_head_dim=12, chunk_plucker_channels=6, chunk_plucker_post_attn_blocks=2, caption_channels=24, mlp_ratio=2.0),
-    diffusers_case("SanaWMLTX2RefinerTransformer3DModel", refiner, in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, num_layers=2, caption_channels=24),
+    diffusers_case("SanaWMLTX2RefinerTransformer3DModel", refiner, in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=4, audio_attention_head_dim=4, audio_cross_attention_dim=16, num_layers=2, caption_channels=24),
     diffusers_case("TransformerTemporalModel", temporal, num_attention_heads=4, attention_head_dim=8, in_channels=32, num_layers=1, norm_num_groups=4),
 )
