@@ -22,9 +22,12 @@ def embedding(op: Op) -> None:
 @rule(aten.index_select.default)
 def index_select(op: Op) -> None:
     x, index = op.index(op.args["self"]), op.index(op.args["index"])
+    if op.rank(x) == 0:
+        return
     dim = op.args["dim"] % op.rank(x)
     op.carry_all(x, skip=(dim,))
-    op.carry(index, 0, dim)
+    if op.rank(index):
+        op.carry(index, 0, dim)
     op.reason = "looked up along this dim"
 
 
@@ -65,7 +68,7 @@ def gather(op: Op) -> None:
 def scatter(op: Op) -> None:
     """Other dims than `dim` are cut alike if self, index and source agree on them."""
     x = op.index(op.args["self"])
-    dim = op.args["dim"] % op.rank(x)
+    dim = op.args["dim"] % max(op.rank(x), 1)
     for d in range(op.rank(x)):
         if d != dim and all(shape[d] == op.shapes[x][d] for shape in op.shapes):
             for operand in range(len(op.operands)):

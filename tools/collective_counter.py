@@ -1,0 +1,55 @@
+"""Count the collectives that any code really calls, as `runtime.counting` counts those of an emitted program."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqpar.runtime.counting import Traffic
+from seqpar.runtime.groups import rank_of
+
+_FREE = ("wait_tensor", "_wrap_tensor_autograd")
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """While active, adds what this rank receives from other ranks to `traffic`.
+
+    Sees functional collectives and those of `torch.distributed`. An all-to-all of which one neighbour gets everything counts as
+    "ring". Raises NotImplementedError for a collective it cannot count: none goes unseen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.traffic = Traffic()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if "c10d" in func.namespace:
+            self._count(func, args)
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, func: Any, args: Sequence[Any]) -> None:
+        functional = torch.ops._c10d_functional
+        if func is functional.all_to_all_single.default:
+            flat, out_sizes, in_sizes, group = args
+            rank = rank_of(group)
+            out_elements = [size * (flat.numel() // flat.shape[0] if flat.shape[0] else 0) for size in out_sizes]
+            self.traffic.all_to_all(flat, out_elements, rank, "ring" if _is_ring(in_sizes, rank) else "all_to_all")
+        elif func is functional.all_gather_into_tensor.default:
+            self.traffic.all_gather(args[0], args[1])
+        elif func is functional.all_reduce.default:
+            self.traffic.all_reduce(args[0], torch.distributed.distributed_c10d._resolve_process_group(args[2]).size())
+        elif func is torch.ops.c10d.allgather_.default:
+            for outputs, own in zip(args[0], args[1], strict=True):
+                self.traffic.add("all_gather", sum(map(_nbytes, outputs)) - _nbytes(own))
+        elif func.overloadpacket.__name__ not in _FREE:
+            raise NotImplementedError(f"{func} is a collective this counter does not know")
+
+
+def _is_ring(in_sizes: Sequence[int], rank: int) -> bool:
+    return in_sizes[rank] == 0 and sum(size > 0 for size in in_sizes) == 1
+
+
+def _nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
