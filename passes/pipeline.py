@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,7 @@ from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
 from seqpar.passes.localise import source_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced
 
@@ -186,6 +188,8 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     """
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
+    if ulysses * ring > 1:
+        traced = replace(traced, gm=recognise_attention(traced.gm))
     inference = infer(traced.gm.graph, sizes)
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)

@@ -68,6 +68,14 @@ class Verdict:
     missed: list[str] = field(default_factory=list)
 
 
+class Program(torch.nn.Module):
+    """A graph to interpret; an `fx.GraphModule` would generate Python code that nobody runs."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+
 def graph_of(sample: Sample) -> tuple[fx.Graph, fx.Node, list[Tensor]]:
     """placeholders -> alias -> the call -> output. The aliases can be sharded, which placeholders cannot."""
     graph = fx.Graph()
@@ -124,7 +132,7 @@ def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int,
     programs = []
     for rank in range(ranks):
         emitted = Emitter(graph, LayoutView(inference, solution, rank), {}).run()
-        programs.append(fx.GraphModule(torch.nn.Module(), emitted))
+        programs.append(Program(emitted))
     run = [lambda groups, r=r: SimulatedInterpreter(programs[r], groups, r, None).run(*inputs) for r in range(ranks)]
     return SimulatedWorld(ranks, 1).run(run)
 

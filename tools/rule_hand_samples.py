@@ -143,6 +143,10 @@ def reductions(m: Maker) -> list[Row]:
         (aten.max.dim, (x, 1)),
         (aten.min.dim, (y, -2, True)),
         (aten.max.default, (y,)),
+        (aten.count_nonzero.dim_IntList, (m.b(4, 12), [1])),
+        (aten.count_nonzero.default, (m.b(7, 3),)),
+        (aten.median.dim, (m.f(7, 12), 1)),
+        (aten.kthvalue.default, (m.f(7, 12), 3, 0)),
         (aten.min.default, (y,)),
         (aten.all.default, (m.b(7, 3),)),
         (aten.any.default, (m.b(7, 3),)),
@@ -162,6 +166,8 @@ def reductions(m: Maker) -> list[Row]:
         (aten.topk.default, (y, 2, 1)),
         (aten.topk.default, (m.f(12, 7), 3)),
         (aten.sort.default, (m.f(12, 7), -1)),
+        (aten.sort.stable, (m.f(12, 7),), {"stable": True, "dim": 0}),
+        (aten.cummax.default, (m.f(12, 7), 1)),
         (aten.cumsum.default, (m.f(12, 7), 1)),
         (aten.argsort.stable, (m.f(12, 7),), {"dim": 0, "stable": True}),
     ]
@@ -236,7 +242,6 @@ def parts(m: Maker) -> list[Row]:
         (aten.concat.default, ([x, m.f(2, 4, 4)], 1)),
         (aten.stack.default, ([x, m.f(2, 12, 4)], -1)),
         (aten.stack.default, ([y, y], 1)),
-        (aten.vstack.default, ([m.f(7, 4), m.f(12, 4)],)),
         (aten.slice.Tensor, (x, 1, 3, 10)),
         (aten.slice.Tensor, (x, -2, 5)),
         (aten.slice.Tensor, (x, 1, -7, -2)),
@@ -312,7 +317,9 @@ def indexing(m: Maker) -> list[Row]:
         (aten.index_add.default, (m.f(7, 12), 1, torch.tensor([4, 0]), m.f(7, 2))),
         (aten.one_hot.default, (m.i(5, 2, 12), 5)),
         (aten.bucketize.Tensor, (m.f(2, 12), torch.arange(4.0))),
-        (aten.cross.default, (m.f(7, 3), m.f(7, 3), 1)),
+        (aten.linalg_cross.default, (m.f(7, 3), m.f(7, 3)), {"dim": 1}),
+        (aten.linalg_qr.default, (m.f(7, 4, 3),)),
+        (aten.isin.Tensor_Tensor, (m.i(9, 7, 4), m.i(9, 5))),
         (aten.cumsum.default, (m.i(5, 2, 12), -1)),
     ]
 
@@ -347,6 +354,8 @@ def pointwise(m: Maker) -> list[Row]:
         (aten.mul.Tensor, (m.f(7, 7), m.f(7))),
         (aten.add.Tensor, (m.f(7, 4).bfloat16(), m.f(4))),
         (aten.div.Tensor, (m.i(9, 7, 4), m.i(9, 4) + 1)),
+        (aten.floor_divide.default, (m.i(99, 7, 4), m.i(9, 4) + 1)),
+        (aten.floor_divide.Scalar, (m.i(99, 7, 4), 3)),
         (aten.where.self, (m.b(12, 1), x, m.f(1))),
         (aten.where.Scalar, (m.b(7, 4), 1.0, 2.0)),
         (aten.where.ScalarOther, (m.b(7, 4), m.f(7, 4), 2.0)),
@@ -363,7 +372,6 @@ def pointwise(m: Maker) -> list[Row]:
         (aten.glu.default, (x,)),
         (aten.glu.default, (x, 1)),
         (aten.dropout.default, (x, 0.5, False)),
-        (aten.prelu.default, (m.f(2, 4, 7), m.f(4))),
     ]
 
 
@@ -381,5 +389,16 @@ def convolutions(m: Maker) -> list[Row]:
         (aten.conv2d.padding, (grid, m.f(4, 3, 1, 1), None, [1, 1], "valid")),
         (aten.conv3d.default, (m.f(1, 2, 4, 4, 7), m.f(3, 2, 1, 1, 1))),
         (aten.conv_transpose1d.default, (x, m.f(3, 5, 2))),
-        (aten.avg_pool1d.default, (x, [2])),
+        (aten.conv1d.padding, (x, m.f(5, 3, 1), None, [1], "same")),
+        (aten.conv_transpose2d.input, (grid, m.f(3, 5, 2, 2))),
+        (aten.conv_transpose3d.input, (m.f(4, 2, 3, 3, 3), m.f(2, 3, 2, 2, 2))),
+        (aten.avg_pool2d.default, (m.f(7, 4, 4, 4), [2, 2])),
+        (aten.avg_pool3d.default, (m.f(7, 4, 4, 4, 4), [2, 2, 2])),
+        (aten.reflection_pad1d.default, (m.f(7, 4, 5), [2, 1])),
+        (aten.reflection_pad2d.default, (m.f(7, 4, 5, 5), [2, 1, 1, 1])),
+        (aten.reflection_pad3d.default, (m.f(7, 4, 3, 3, 3), [1] * 6)),
+        (aten.replication_pad3d.default, (m.f(7, 4, 3, 3, 3), [1] * 6)),
+        (aten.upsample_nearest2d.vec, (m.f(7, 4, 3, 3), None, [2.0, 2.0])),
+        (aten.upsample_bilinear2d.vec, (m.f(7, 4, 3, 3), [5, 6], False, None)),
+        (aten.upsample_nearest3d.vec, (m.f(7, 4, 3, 3, 3), None, [2.0, 1.0, 1.0])),
     ]
