@@ -31,20 +31,26 @@ class Inference:
     sequences: dict[int, int] = field(default_factory=dict)
     conflicts: list[tuple[Axis, Node, int]] = field(default_factory=list)
     merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
+    fused: bool = False
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])
 
 
-def infer(graph: Graph, sizes: Sizes) -> Inference:
-    """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`."""
+def infer(graph: Graph, sizes: Sizes, *, fuse: bool = True) -> Inference:
+    """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
+
+    fuse: make a sequence that is a product one atom. Without it the outermost factor (rows of a grid) is what can be cut,
+    and what the model does on the grid (convolutions) can stay sharded.
+    """
     fused: dict[tuple[str, int], tuple[int, int]] = {}
     for _ in range(MAX_READINGS):
         result = _read(graph, sizes, fused)
-        marks = _products_to_fuse(result)
+        marks = _products_to_fuse(result) if fuse else {}
         if not marks.keys() - fused.keys():
             break
         fused.update(marks)
+    result.fused = bool(fused)
     return result
 
 
@@ -53,7 +59,7 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
     result = Inference(AtomTable(sizes))
     for node in graph.nodes:
         outs = outputs_of(node)
-        if node.op in ("placeholder", "get_attr"):
+        if node.op in ("placeholder", "get_attr") and outs:
             result.axes[node] = tuple(tuple(result.table.fresh_axis(n) for n in shape_of(v)) for v in outs)
         elif node.op == "call_function":
             if node.target is operator.getitem and node.args[0] in result.axes:
@@ -98,9 +104,8 @@ def _collect_sequences(result: Inference) -> None:
         for axis in relation.out_axes[0][:-2]:
             batch *= hint(result.table.axis_length(axis))
         for axis, weight in ((queries, batch * rows * columns), (keys, 0)):
-            for factor in result.table.expand_axis(axis):
-                for atom in factor:
-                    result.sequences[atom] = result.sequences.get(atom, 0) + weight
+            for atom in result.table.expand_axis(axis)[0] if axis else ():
+                result.sequences[atom] = result.sequences.get(atom, 0) + weight
 
 
 def _products_to_fuse(result: Inference) -> dict[tuple[str, int], tuple[int, int]]:

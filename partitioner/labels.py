@@ -16,13 +16,14 @@ import math
 import operator
 from dataclasses import dataclass, field
 
+import sympy
 from torch.fx import Node
 
 from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.mincut import CutProblem
-from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.op import as_length, outputs_of
 from seqpar.partitioner.relation import Relation
 
 INF = math.inf
@@ -78,6 +79,7 @@ class LabelProblem:
         self.vertices: dict[Key, int] = {}
         self.gathers: dict[Key, int] = {}
         self.whole = self.problem.vertex(yes=INF)
+        self.base = 0.0  # work that no label changes
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
 
@@ -127,24 +129,53 @@ class LabelProblem:
         self._add_results()
         cost, answers = self.problem.solve()
         sharded = {key for key, v in self.vertices.items() if answers[v]}
-        return Labels(sharded, set(self.exchanged), cost)
+        return Labels(sharded, set(self.exchanged), cost + self.base)
 
     def _add_outputs(self, node: Node, relation: Relation) -> None:
         """Vertices of a node's results, with the price of computing them."""
         dim = self.candidate(node)
-        if dim is None:
-            return
         work = node_work(node, self.sizes)
+        if dim is None:
+            self.base += work
+            return
         axes = self.inference.axes[node]
         made = self._makes(relation)
         flowing = {a for (i, d), outs in relation.flows.items() if dim in outs for a in self.table.roots(relation.operand_axes[i][d])}
+        covered = 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
-            legal = dim not in relation.whole and (made or atom in flowing)
             if node in self.exchanged:
                 self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
-            elif legal and self.long_enough(atom):
-                self._vertex((node, dim, atom), yes=work * share / self.degrees.ranks, no=work * share)
+            elif dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
+                price = self._halo_price(node, relation, dim)
+                self._vertex((node, dim, atom), yes=work * share * self.busiest(atom) + price, no=work * share)
+                covered += share
+        self.base += work * (1 - covered) if node not in self.exchanged else 0.0
+
+    def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
+        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours at fixed places."""
+        if dim not in relation.halo:
+            return True
+        axis = self.table.expand_axis(relation.out_axes[0][dim])
+        needed = max(relation.halo[dim]) * self.degrees.ranks
+        length = self.table.length(atom)
+        if axis != ((atom,),) or self.sizes.hint(length) < needed:
+            return False
+        if not isinstance(length, int):
+            self.sizes.assume(sympy.Ge(length, needed), (atom,))
+        return True
+
+    def _halo_price(self, node: Node, relation: Relation, dim: int) -> float:
+        if dim not in relation.halo:
+            return 0.0
+        value = relation.operands[0].meta["val"]
+        rows = nbytes(value, self.sizes) / max(self.sizes.hint(as_length(value.shape[dim])), 1)
+        return sum(relation.halo[dim]) * rows * self.prices.byte
+
+    def busiest(self, atom: int) -> float:
+        """Share of an atom's positions on the rank that has most of them."""
+        length = self.sizes.hint(self.table.length(atom))
+        return -(-length // self.degrees.ranks) / max(length, 1)
 
     @staticmethod
     def _makes(relation: Relation) -> bool:
@@ -201,7 +232,8 @@ class LabelProblem:
                 moved = 2 * nbytes(outputs_of(node)[0], self.sizes) * (1 - 1 / self.degrees.ranks)
                 share = self._share(relation.operand_axes[i][dim], atom)
                 price = share * moved * self.prices.byte + share * self.prices.call
-                self._vertex(key, yes=share * work / self.degrees.ranks + price, no=share * work)
+                self._vertex(key, yes=share * work * self.busiest(atom) + price, no=share * work)
+                self.base -= share * work
             return self.vertices[key]
         return self.whole
 

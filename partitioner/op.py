@@ -84,6 +84,7 @@ class Op:
         self.alike = False
         self.free: set[int] = set()
         self.whole: set[int] = set()
+        self.halo: dict[int, tuple[int, int]] = {}
         self.rewrite: Rewrite | None = None
         self.reason = ""
         self.attention: Any = None
@@ -182,6 +183,7 @@ class Op:
             dropping=self.dropping,
             free=frozenset(self.free),
             whole=frozenset(self.whole | self._blocked),
+            halo=dict(self.halo),
             rewrite=self.rewrite,
             reason=self.reason,
             attention=self.attention,

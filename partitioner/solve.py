@@ -78,11 +78,13 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
     heads = table.sizes.hint(table.axis_length(relation.operand_axes[spec.q][1]))
     if heads < degrees.ulysses:
         return f"{heads} heads cannot be divided over ulysses={degrees.ulysses}"
-    for i in (spec.q, spec.k):
-        axis = table.expand_axis(relation.operand_axes[i][-2])
-        if len(axis) != 1:
-            return "its sequence dim is a product of dims"
-    longest = max(table.sizes.hint(table.length(a)) for f in table.expand_axis(relation.operand_axes[spec.q][-2]) for a in f)
+    queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
+    if not queries or not keys:
+        return "it has one query or one key"
+    for axis in (queries, keys):
+        if any(a in inference.sequences for f in axis[1:] for a in f):
+            return "its sequence dim is a product of sequences"
+    longest = max(table.sizes.hint(table.length(a)) for a in queries[0])
     if longest < degrees.ranks:
         return f"its longest query part has {longest} positions, fewer than {degrees.ranks} ranks"
     return None

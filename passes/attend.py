@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
 from seqpar.partitioner.labels import KEYS, QUERY
-from seqpar.partitioner.lengths import Length, part, total
+from seqpar.partitioner.lengths import Length, part, product, total
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.ring import ring_attention
@@ -44,27 +44,35 @@ class Exchange:
         self.heads: HeadPlan = divide_heads(q_heads, kv_heads, self.ulysses)
 
     def _atoms(self, operand: int, role: int) -> list[tuple[int, bool]]:
+        """Atoms of the factor that is cut, and whether each is sharded."""
         view = self.emitter.view
         factor = view.inference.table.expand_axis(self.relation.operand_axes[operand][-2])[0]
         return [(a, (self.node, role, a) in view.labels.sharded) for a in factor]
+
+    def _inner(self, operand: int) -> Length:
+        """Positions per row of the cut factor (1 unless the sequence is a product)."""
+        table = self.emitter.view.inference.table
+        return product(table.factor_length(f) for f in table.expand_axis(self.relation.operand_axes[operand][-2])[1:])
 
     # -- segments -------------------------------------------------------------------------------------
     def _part(self, atom: int, rank: int) -> Length:
         return part(self.emitter.view.inference.table.length(atom), rank, self.ulysses * self.ring)
 
-    def in_row(self, atoms: list[tuple[int, bool]]) -> tuple[Any, ...]:
+    def in_row(self, atoms: list[tuple[int, bool]], operand: int) -> tuple[Any, ...]:
         """Segments over the Ulysses group of this ring row."""
         first = self.ring_rank * self.ulysses
-        return self._segments(atoms, [(first + u, first + u + 1) for u in range(self.ulysses)])
+        return self._segments(atoms, self._inner(operand), [(first + u, first + u + 1) for u in range(self.ulysses)])
 
-    def over_ring(self, atoms: list[tuple[int, bool]]) -> tuple[Any, ...]:
+    def over_ring(self, atoms: list[tuple[int, bool]], operand: int) -> tuple[Any, ...]:
         """Segments over the ring: what each ring row holds after its Ulysses exchange."""
-        return self._segments(atoms, [(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)])
+        return self._segments(atoms, self._inner(operand), [(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)])
 
-    def _segments(self, atoms: list[tuple[int, bool]], holders: list[tuple[int, int]]) -> tuple[Any, ...]:
+    def _segments(self, atoms: list[tuple[int, bool]], inner: Length, holders: list[tuple[int, int]]) -> tuple[Any, ...]:
         table, emit = self.emitter.view.inference.table, self.emitter.sizes.emit
         return tuple(
-            tuple(emit(total(self._part(a, r) for r in range(lo, hi))) for lo, hi in holders) if sharded else emit(table.length(a))
+            tuple(emit(product((inner, total(self._part(a, r) for r in range(lo, hi))))) for lo, hi in holders)
+            if sharded
+            else emit(product((inner, table.length(a))))
             for a, sharded in atoms
         )
 
@@ -76,11 +84,11 @@ class Exchange:
         out = self._attend(q, k, v, mask)
         if self.ulysses > 1:
             heads = tuple(self.heads.queries)
-            out = self.emitter.call(heads_to_seq, (out, self.in_row(self.results), heads), {"group": "ulysses"})
+            out = self.emitter.call(heads_to_seq, (out, self.in_row(self.results, self.spec.q), heads), {"group": "ulysses"})
         return out
 
     def _to_heads(self, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
-        rows, columns = self.in_row(self.rows), self.in_row(self.columns)
+        rows, columns = self.in_row(self.rows, self.spec.q), self.in_row(self.columns, self.spec.k)
         heads = [tuple(self.heads.queries), tuple(self.heads.keys), tuple(self.heads.keys)]
         moved = self.emitter.call(seq_to_heads, ([q, k, v], [rows, columns, columns], heads), {"group": "ulysses"})
         q, k, v = (self.emitter.call(operator.getitem, (moved, i)) for i in range(3))
@@ -105,7 +113,7 @@ class Exchange:
         if self.ring == 1:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
-        segments = {"query_segments": self.over_ring(self.rows), "key_segments": self.over_ring(self.columns)}
+        segments = {"query_segments": self.over_ring(self.rows, spec.q), "key_segments": self.over_ring(self.columns, spec.k)}
         return self.emitter.call(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 
 
@@ -123,16 +131,16 @@ def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands
     q, k, v = (operands[relation.operands[i]] for i in (spec.q, spec.k, spec.v))
     view = emitter.view
     sharded = view.required(node, relation, spec.q)[-2]
-    start: Length = 0
     ranges = []
-    for factor in view.inference.table.expand_axis(relation.operand_axes[spec.q][-2]):
-        for atom in factor:
-            parts = view.parts(atom)
-            if atom in sharded:
-                ranges.append((emitter.sizes.emit(total((start, *parts[: view.rank]))), emitter.sizes.emit(parts[view.rank])))
-            else:
-                ranges.append((emitter.sizes.emit(start), emitter.sizes.emit(view.inference.table.length(atom))))
-            start = total((start, view.inference.table.length(atom)))
+    start: Length = 0
+    axis = view.inference.table.expand_axis(relation.operand_axes[spec.q][-2])
+    inner = product(view.inference.table.factor_length(f) for f in axis[1:])
+    for atom in axis[0]:
+        length = view.inference.table.length(atom)
+        before = total(view.parts(atom)[: view.rank]) if atom in sharded else 0
+        held = view.parts(atom)[view.rank] if atom in sharded else length
+        ranges.append(tuple(emitter.sizes.emit(product((inner, n))) for n in (total((start, before)), held)))
+        start = total((start, length))
     columns = emitter.sizes.emit(view.inference.table.axis_length(relation.operand_axes[spec.k][-2]))
     device = node.meta["val"].device
     mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),), device))

@@ -31,6 +31,7 @@ __all__ = [
     "shape_guards",
     "symbol_range",
     "symbolic_shape",
+    "tolist_seen_by_modes",
     "unbacked_symbols",
 ]
 
@@ -83,6 +84,21 @@ def outside_compiler() -> Iterator[None]:
 
     with tracing(None):
         yield
+
+
+@contextlib.contextmanager
+def tolist_seen_by_modes() -> Iterator[None]:
+    """Let function modes see `tolist` of traced tensors, whose classes override it with one that reads entry by entry."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    saved = [(kind, kind.__dict__["tolist"]) for kind in (FunctionalTensor, FakeTensor) if "tolist" in kind.__dict__]
+    try:
+        for kind, _ in saved:
+            kind.tolist = torch.Tensor.tolist  # type: ignore[method-assign]
+        yield
+    finally:
+        for kind, own in saved:
+            kind.tolist = own  # type: ignore[method-assign]
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

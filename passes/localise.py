@@ -13,6 +13,7 @@ from seqpar.errors import UnsupportedError
 from seqpar.partitioner.lengths import Length, total
 from seqpar.partitioner.op import bind_arguments
 from seqpar.partitioner.relation import Relation
+from seqpar.runtime.halo import halo
 
 if TYPE_CHECKING:
     from seqpar.passes.emit import Emitter
@@ -144,6 +145,22 @@ def _repeat_interleave(emitter: Emitter, node: Node, relation: Relation) -> Call
     return node.target, (bound["self"], bound["repeats"], bound["dim"]), {}
 
 
+def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """A convolution over a sharded dim reads its neighbours' rows, and no longer pads there."""
+    bound = bind_arguments(node)
+    source = bound["input"]
+    layout = emitter.view.required(node, relation, relation.operands.index(source))
+    x = emitter.value(source, layout)
+    padding = list(bound["padding"]) if not isinstance(bound["padding"], int) else [bound["padding"]]
+    spatial = len(bound["weight"].meta["val"].shape) - 2
+    padding = padding * spatial if len(padding) == 1 else padding
+    for dim, (before, after) in relation.halo.items():
+        if emitter.view.produced(node)[dim]:
+            x = emitter.call(halo, (x, dim, before, after), {"group": "sp"})
+            padding[dim - (len(layout) - spatial)] = 0
+    return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
+
+
 KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "sizes": _sizes,
     "view": _view,
@@ -153,4 +170,5 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "pad": _pad,
     "mean": _mean,
     "repeat_interleave": _repeat_interleave,
+    "halo": _halo,
 }

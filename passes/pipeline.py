@@ -195,9 +195,18 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     degrees = Degrees(ulysses, ring)
     _check_heads(inference, degrees)
     solution = solve(inference, degrees, machine)
+    if inference.fused and degrees.ranks > 1:
+        inference, solution = _cheaper(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
     return Partitioned(traced, inference, solution, seconds)
+
+
+def _cheaper(inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None) -> tuple[Inference, Solution]:
+    """Cut sequences that are grids at any position, or between rows: the latter keeps convolutions on the grid sharded."""
+    rows = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), fuse=False)
+    by_rows = solve(rows, degrees, machine)
+    return (rows, by_rows) if by_rows.labels.cost < solution.labels.cost else (inference, solution)
 
 
 def _check_heads(inference: Inference, degrees: Degrees) -> None:

@@ -22,10 +22,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, unbacked_symbols
+from seqpar.passes.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
+from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
+from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
 from seqpar.passes.trace_error import trace_error
-from seqpar.passes.warm import restored, warm_up
+from seqpar.passes.warm import restored
 
 aten = torch.ops.aten
 # Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
@@ -54,7 +56,8 @@ class Traced:
     """A model as one graph.
 
     Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
-    the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`.
+    the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`. `guard`, if any, must
+    hold for the inputs of a call: the graph is made for the values the model reads from them.
     """
 
     gm: fx.GraphModule
@@ -66,6 +69,12 @@ class Traced:
     shape_env: ShapeEnv | None
     symbols: dict[sympy.Symbol, tuple[int, int]]
     seconds: float
+    guard: ReadGuard | None = None
+
+    @property
+    def reads(self) -> tuple[Record, ...]:
+        """The values read from tensors that the graph is made for."""
+        return self.guard.reads if self.guard is not None else ()
 
     @property
     def num_outputs(self) -> int:
@@ -82,12 +91,12 @@ class Result:
 
 
 class FlatModel(torch.nn.Module):
-    """The model as a function from a tuple of tensors to a tuple of tensors; everything else is fixed."""
+    """The model as a function from a tuple of tensors to a tuple of tensors (outputs, then values read); everything else is fixed."""
 
-    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int]):
+    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int], replayer: Replayer):
         super().__init__()
         self.model = model
-        self.call, self.positions = call, tuple(positions)
+        self.call, self.positions, self.replayer = call, tuple(positions), replayer
         self.result = Result()
 
     def forward(self, leaves: Sequence[torch.Tensor]) -> tuple[Any, ...]:
@@ -95,11 +104,13 @@ class FlatModel(torch.nn.Module):
         for position, leaf in zip(self.positions, leaves, strict=True):
             full[position] = leaf
         args, kwargs = self.call.rebuild(full)
-        outputs, self.result.spec = pytree.tree_flatten(self.model(*args, **kwargs))
+        with self.replayer:
+            returned = self.model(*args, **kwargs)
+        outputs, self.result.spec = pytree.tree_flatten(returned)
         inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)
         self.result.in_graph = inside
         self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
-        return tuple(out for out, traced in zip(outputs, inside, strict=True) if traced)
+        return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *self.replayer.asked)
 
 
 def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
@@ -118,11 +129,26 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     check_torch_version()
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
-    warm_failure = warm_up(model, *call.rebuild(call.leaves)) if warm else None
+    warm_failure, records = record_reads(model, call) if warm else (None, ())
+    try:
+        traced = trace_sizes(model, call, dynamic, records, warm_failure)
+    except ActivationRead:
+        try:  # the tracer may cope with it: a read whose value changes no Python control flow
+            traced = trace_sizes(model, call, dynamic, (), warm_failure)
+        except TraceError:
+            traced = None
+        if traced is None:
+            raise
+    object.__setattr__(traced, "seconds", time.perf_counter() - started)
+    return traced
+
+
+def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, records: tuple[Record, ...], warm_failure: Exception | None) -> Traced:
+    """Trace with symbolic sizes, fixed ones, or whichever is worth it; see `trace`."""
     traced: Traced | None = None
     if dynamic is not False:
         try:
-            traced = trace_once(model, call, symbolic=True)
+            traced = trace_once(model, call, records, symbolic=True)
         except TraceError:
             if dynamic:
                 raise
@@ -130,21 +156,20 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         raise TraceError("dynamic=True, but the model fixes every size of its inputs (its Python code depends on them). Use dynamic=None: one program per input shape")
     if traced is None or (dynamic is None and traced.shape_env is not None and not worth_symbols(traced)):
         try:
-            traced = trace_once(model, call, symbolic=False)
+            traced = trace_once(model, call, records, symbolic=False)
         except TraceError as error:
             if warm_failure is not None:
                 raise TraceError(f"the model itself fails on the example inputs: {type(warm_failure).__name__}: {warm_failure}") from error
             raise
-    object.__setattr__(traced, "seconds", time.perf_counter() - started)
     return traced
 
 
-def trace_once(model: torch.nn.Module, call: Call, *, symbolic: bool) -> Traced:
-    """One export, with all sizes symbolic where possible or all fixed."""
+def trace_once(model: torch.nn.Module, call: Call, records: tuple[Record, ...], *, symbolic: bool) -> Traced:
+    """One export, with all sizes symbolic where possible or all fixed; what the model reads from tensors is taken from `records`."""
     positions = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
     # A program must not depend on the example's strides: a later non-contiguous input is made contiguous as well.
     leaves = tuple(call.leaves[i].detach().contiguous() for i in positions)
-    flat = FlatModel(model, call, positions)
+    flat = FlatModel(model, call, positions, Replayer(records))
     flat.train(model.training)
     dims = (tuple({d: torch.export.Dim.AUTO for d in range(leaf.dim())} for leaf in leaves),) if symbolic else None
     with ExitStack() as stack:
@@ -152,14 +177,20 @@ def trace_once(model: torch.nn.Module, call: Call, *, symbolic: bool) -> Traced:
         stack.enter_context(torch.no_grad())
         stack.enter_context(quiet())
         stack.enter_context(restored(model))
+        if records:
+            stack.enter_context(tolist_seen_by_modes())
         try:
             exported = torch.export.export(flat, (leaves,), dynamic_shapes=dims, strict=False).run_decompositions({})
+        except TraceError:
+            raise
         except Exception as error:
             raise trace_error(error, model) from error
-    return build(model, call, positions, flat.result, exported)
+    return build(model, call, positions, flat.result, exported, records)
 
 
-def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram) -> Traced:
+def build(
+    model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: tuple[Record, ...] = ()
+) -> Traced:
     """Turn an exported program into a `Traced`: parameters become get_attr, checks go, outputs get their order."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -194,17 +225,18 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
         elif node.op == "call_function" and not is_check(node):
             env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=node.name)
             env[node].meta = clean_meta(node.meta)
-    mutations = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
+    mutations, asked = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
+    guard = build_guard(model, asked, records, constants, [call.leaves[i].detach().contiguous() for i in positions]) if records else None
     graph.eliminate_dead_code()
     graph.lint()
     gm = share_graph(model, graph, constants, type(model).__name__)
     shape_env, symbols = read_symbols(gm)
     tensors = {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
-    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0)
+    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0, guard)
 
 
-def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exported: torch.export.ExportedProgram, user_inputs: Mapping[str, int]) -> tuple[Mutation, ...]:
-    """Append the output node: the model's leaves in `out_spec` order, then what it writes."""
+def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exported: torch.export.ExportedProgram, user_inputs: Mapping[str, int]) -> tuple[tuple[Mutation, ...], list[fx.Node]]:
+    """Append the output node: the model's leaves in `out_spec` order, then what it writes. Returns the writes, and the values read."""
     specs = exported.graph_signature.output_specs
     user = iter(value for value, spec in zip(old.args[0], specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)  # type: ignore[arg-type]
     outputs: list[Any] = []
@@ -216,6 +248,7 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
             )
         value = next(user) if inside else literal
         outputs.append(new(value) if isinstance(value, fx.Node) else value)
+    asked = [new(value) for value in user]  # type: ignore[arg-type]
     mutations: list[Mutation] = []
     for value, spec in zip(old.args[0], specs, strict=True):  # type: ignore[arg-type]
         if spec.kind is OutputKind.USER_OUTPUT:
@@ -228,7 +261,7 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
             raise TraceError(f"the model writes to {spec.target} in its forward ({spec.kind.name}); only buffers and inputs can be written")
         outputs.append(new(value))
     graph.output(tuple(outputs))
-    return tuple(mutations)
+    return tuple(mutations), asked
 
 
 def is_check(node: fx.Node) -> bool:

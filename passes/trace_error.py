@@ -1,7 +1,9 @@
 """Turn whatever torch.export raised into one message: which operator, which line of the user's code, what to try."""
 
+import linecache
 import os
 import re
+import sys
 import sysconfig
 import traceback
 
@@ -46,6 +48,17 @@ def user_line(error: BaseException) -> str | None:
             if not path.startswith((TORCH, HERE, STDLIB + "contextlib", STDLIB + "functools")) and os.path.exists(path):
                 return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
     return None
+
+
+def calling_line() -> str:
+    """The innermost calling frame that is neither torch's, nor Python's, nor ours: `file:line in function: source`."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = os.path.abspath(frame.f_code.co_filename)
+        if not path.startswith((TORCH, HERE, STDLIB + "contextlib", STDLIB + "functools")):
+            return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}: {linecache.getline(path, frame.f_lineno).strip()}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "unknown"
 
 
 def operator_name(error: BaseException) -> str:

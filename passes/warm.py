@@ -4,7 +4,7 @@ import copy
 import gc
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from seqpar.passes.compat import pytree
 CONTAINERS = (list, dict, set)
 
 
-def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
+def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], watch: AbstractContextManager[Any] | None = None) -> Exception | None:
     """Run `model` once eagerly, so that tables it memoises hold real tensors before it is traced.
 
-    Not done on meta tensors. Buffers the call writes and the random state are put back. Returns the exception of a call that failed
+    `watch` is active during the call. Not done on meta tensors. Buffers the call writes and the random state are put back. Returns the exception of a call that failed
     (for example out of memory: the tracer copes without), else None.
     """
     state = list(model.parameters()) + list(model.buffers())
@@ -30,7 +30,8 @@ def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     with torch.random.fork_rng(devices=sorted({device.index or 0 for device in devices})), torch.inference_mode(False), torch.no_grad():
         try:
             args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
-            model(*args, **kwargs)
+            with watch or nullcontext():
+                model(*args, **kwargs)
         except Exception as error:  # whatever it is, tracing will tell more about it
             failure = error.with_traceback(None)
     with torch.inference_mode(False), torch.no_grad():

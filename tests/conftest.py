@@ -29,3 +29,11 @@ def ranks():
     pool = _load_rank_pool().RankPool(4)
     yield pool
     pool.stop()
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    """Like `ranks`, for tests whose every rank is expensive."""
+    pool = _load_rank_pool().RankPool(2)
+    yield pool
+    pool.stop()

@@ -25,7 +25,7 @@ RESOLUTIONS = ((4, 4, 2, 8), (3, 5, 3, 7), (7, 3, 2, 13))
 MOST_CONDITIONS = {"flux": 5, "longcat-image": 5, "wan": 2}
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def compiled_once(name):
     """(model, a call of it for each resolution, its one symbolic trace)"""
     family = registry.get(name)

@@ -17,7 +17,7 @@ import json
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,9 +71,10 @@ class Verdict:
 class Program(torch.nn.Module):
     """A graph to interpret; an `fx.GraphModule` would generate Python code that nobody runs."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.graph = graph
+        self.__dict__.update(constants)
 
 
 def graph_of(sample: Sample) -> tuple[fx.Graph, fx.Node, list[Tensor]]:
@@ -126,13 +127,13 @@ def labels_for(inference: Inference, node: fx.Node, claim: Claim, ranks: int) ->
     return labels if touched else None
 
 
-def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int, inputs: Sequence[Tensor]) -> list[Any]:
-    """Emit and run the programs of all ranks; outputs by rank."""
+def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int, inputs: Sequence[Tensor], constants: Mapping[str, Tensor] | None = None) -> list[Any]:
+    """Emit and run the programs of all ranks; outputs by rank. `constants`: what the graph gets by attribute."""
     solution = Solution(labels, Degrees(ranks, 1), Prices(0.0, 0.0))
     programs = []
     for rank in range(ranks):
         emitted = Emitter(graph, LayoutView(inference, solution, rank), {}).run()
-        programs.append(Program(emitted))
+        programs.append(Program(emitted, constants or {}))
     run = [lambda groups, r=r: SimulatedInterpreter(programs[r], groups, r, None).run(*inputs) for r in range(ranks)]
     return SimulatedWorld(ranks, 1).run(run)
 

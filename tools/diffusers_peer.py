@@ -6,6 +6,7 @@ by its gather hook, so models are called with `return_dict=False`.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -13,38 +14,44 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from seqpar.errors import SeqparError
 from seqpar.runtime.attention import attend
 
 
-def enable(model: nn.Module, ulysses: int, ring: int) -> nn.Module:
-    """`model` itself, parallelised in place by diffusers over the default process group; its forward needs `attention_with_lse`."""
+def enable(model: nn.Module, ulysses: int, ring: int, mesh: DeviceMesh) -> nn.Module:
+    """`model` itself, parallelised in place by diffusers over `mesh` (dims "ring" and "ulysses"); call it within `adapted()`."""
     from diffusers import ContextParallelConfig
-    from torch.distributed.device_mesh import init_device_mesh
 
-    mesh = init_device_mesh("cpu", (ring, ulysses), mesh_dim_names=("ring", "ulysses"))
     with mock.patch.object(torch.accelerator, "device_count", lambda: 1):
         model.enable_parallelism(config=ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=mesh))  # type: ignore[operator]
     return model
 
 
 @contextlib.contextmanager
-def attention_with_lse() -> Iterator[None]:
-    """Give diffusers' native attention a log-sum-exp for the time of the block; calls that want none are unchanged."""
+def adapted() -> Iterator[None]:
+    """For the time of the block: diffusers' native attention has a log-sum-exp where one is asked for, and warnings are off."""
     from diffusers.models import attention_dispatch
+    from diffusers.utils import logging
 
     native = attention_dispatch._native_attention_forward_op
 
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask, _, _, scale, _, return_lse = (*args, False)[:6]
+        mask, _, _, scale, _, return_lse = args[:6]
         if not return_lse:
             return native(ctx, query, key, value, *args, **kwargs)
         out, lse = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, scale)
         return out.transpose(1, 2), lse.transpose(1, 2)
 
-    with mock.patch.object(attention_dispatch, "_native_attention_forward_op", forward):
-        yield
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), mock.patch.object(attention_dispatch, "_native_attention_forward_op", forward):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
@@ -59,4 +66,3 @@ def fake_world(ranks: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-

@@ -1,6 +1,6 @@
 """Communicated bytes: seqpar beside diffusers' own context parallelism, whose plan is written by hand for each model.
 
-    python -m seqpar.tools.peer_bytes [--model flux …] [--ulysses N] [--ring N] [--tokens N] [--meta] [--json PATH]
+    python -m seqpar.tools.peer_bytes [--model flux …] [--ulysses N] [--ring N] [--tokens N] [--meta] [--json [PATH]]
 
 Both are counted the same way: the bytes the busiest rank receives from other ranks per call of the model, and the calls of
 collectives, by kind. By default both run on local gloo ranks, and their outputs are compared with one process. `--meta` runs
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from seqpar.compile import sp_compile
 from seqpar.errors import SeqparError
@@ -27,8 +28,9 @@ from seqpar.models.family import output_tensors
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 from seqpar.runtime.counting import KINDS
+from seqpar.runtime.mesh import DIMS, build_mesh
 from seqpar.tools.collective_counter import CollectiveCounter
-from seqpar.tools.diffusers_peer import attention_with_lse, enable, fake_world
+from seqpar.tools.diffusers_peer import adapted, enable, fake_world
 from seqpar.tools.launch import Rank, launch
 from seqpar.tools.sized_models import PEER_MODELS, Sizes, build, inputs_of
 from seqpar.verification import difference
@@ -80,9 +82,9 @@ class Comparison:
         return dataclasses.asdict(self) | {"bytes_ratio": self.bytes_ratio, "calls_ratio": self.calls_ratio}
 
 
-def counted_call(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], Count]:
+def counted_call(model: nn.Module, inputs: dict[str, Any], ring_group: str | None = None) -> tuple[list[torch.Tensor], Count]:
     """Outputs of one call, and what this rank received in it."""
-    counter = CollectiveCounter()
+    counter = CollectiveCounter(ring_group)
     with torch.no_grad(), counter:
         outputs = output_tensors(model(**inputs))
     return outputs, Count(dict(counter.traffic.bytes), dict(counter.traffic.calls))
@@ -117,10 +119,10 @@ def imagined(model: str, sizes: Sizes, ulysses: int, ring: int) -> tuple[Count |
     """diffusers on meta tensors, as rank 0 of a world that does not exist; its parts are even, so every rank receives the same."""
 
     def run() -> Count:
-        peer = enable(build(model, sizes, "meta"), ulysses, ring)
-        return counted_call(peer, inputs_of(model, sizes, "meta"))[1]
+        mesh = init_device_mesh("cpu", (ring, ulysses), mesh_dim_names=DIMS)
+        return counted_call(enable(build(model, sizes, "meta"), ulysses, ring, mesh), inputs_of(model, sizes, "meta"))[1]
 
-    with fake_world(ulysses * ring), attention_with_lse():
+    with fake_world(ulysses * ring), adapted():
         return attempt(run)
 
 
@@ -139,23 +141,25 @@ def measure_on_rank(rank: Rank, models: Sequence[str], sizes: Sizes, meshes: Seq
 
 
 def _measure(name: str, sizes: Sizes, ulysses: int, ring: int, inputs: dict[str, Any], reference: list[torch.Tensor]) -> list[Any]:
+    place = build_mesh(ulysses, ring, device_type="cpu")
+    mesh = place.device_mesh
+    assert mesh is not None, "one rank communicates nothing"
+
     def run_diffusers() -> Count:
-        with attention_with_lse():
-            return _checked(enable(build(name, sizes), ulysses, ring), inputs, reference)
+        with adapted():
+            return _checked(enable(build(name, sizes), ulysses, ring, mesh), inputs, reference)
 
     theirs, refusal = attempt(run_diffusers)
-    fast = sp_compile(build(name, sizes), inputs, ulysses=ulysses, ring=ring, dynamic=False)
-    with torch.no_grad():
-        fast(**inputs)  # compiles, and the ranks agree on it: no part of a call
-    ours = _checked(fast, inputs, reference)
+    fast = sp_compile(build(name, sizes), inputs, ulysses=ulysses, ring=ring, mesh=mesh, dynamic=False)
+    ours = _checked(fast, inputs, reference, place.groups["ring"])
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (theirs, ours))
     peers = [their for their, _ in everywhere if their is not None]
     return [dataclasses.asdict(busiest(peers)) if peers else None, refusal, dataclasses.asdict(busiest([our for _, our in everywhere]))]
 
 
-def _checked(model: nn.Module, inputs: dict[str, Any], reference: list[torch.Tensor]) -> Count:
-    outputs, count = counted_call(model, inputs)
+def _checked(model: nn.Module, inputs: dict[str, Any], reference: list[torch.Tensor], ring_group: str | None = None) -> Count:
+    outputs, count = counted_call(model, inputs, ring_group)
     error = max(difference(value, expected)[1] for value, expected in zip(outputs, reference, strict=True))
     return dataclasses.replace(count, relative_error=error)
 
@@ -219,7 +223,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     parser.add_argument("--meta", action="store_true", help="count on meta tensors, without ranks")
-    parser.add_argument("--json", metavar="PATH", help="write the counts here as well; - is stdout, instead of the table")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write the counts there as well; without a path: print them instead of the table")
     return parser.parse_args(arguments)
 
 

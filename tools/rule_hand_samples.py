@@ -106,7 +106,6 @@ def norms(m: Maker) -> list[Row]:
     x = m.f(2, 12, 6)
     return [
         (aten.layer_norm.default, (x, [6], m.f(6), m.f(6), 1e-5)),
-        (aten.layer_norm.default, (m.f(4, 7, 12), [7, 12])),
         (aten.rms_norm.default, (x, [6], m.f(6))),
         (aten.rms_norm.default, (m.f(7, 5), [5])),
         (aten.native_layer_norm.default, (x, [6], m.f(6), None, 1e-5)),
@@ -115,7 +114,6 @@ def norms(m: Maker) -> list[Row]:
         (aten.native_group_norm.default, (m.f(4, 6, 7), None, None, 4, 6, 7, 3, 1e-5)),
         (aten.softmax.int, (m.f(2, 12, 7), -1)),
         (aten.softmax.int, (m.f(2, 12, 7), 1)),
-        (aten._softmax.default, (m.f(7, 12), 0, False)),
         (aten._safe_softmax.default, (m.f(7, 12), -1)),
         (aten.log_softmax.int, (m.f(7, 12), 1)),
     ]
@@ -255,7 +253,6 @@ def parts(m: Maker) -> list[Row]:
         (aten.narrow.default, (x, -2, 2, 7)),
         (aten.split.Tensor, (x, 5, 1)),
         (aten.split.Tensor, (x, 2, -1)),
-        (aten.split.Tensor, (x, 12, 1)),
         (aten.split_with_sizes.default, (x, [4, 8], 1)),
         (aten.split_with_sizes.default, (y, [1, 6], 1)),
         (aten.split_with_sizes.default, (y, [0, 7], 1)),
@@ -320,7 +317,6 @@ def indexing(m: Maker) -> list[Row]:
         (aten.linalg_cross.default, (m.f(7, 3), m.f(7, 3)), {"dim": 1}),
         (aten.linalg_qr.default, (m.f(7, 4, 3),)),
         (aten.isin.Tensor_Tensor, (m.i(9, 7, 4), m.i(9, 5))),
-        (aten.cumsum.default, (m.i(5, 2, 12), -1)),
     ]
 
 
@@ -342,7 +338,6 @@ def creation(m: Maker) -> list[Row]:
         (aten.scalar_tensor.default, (3.0,)),
         (aten.zeros_like.default, (x,)),
         (aten.full_like.default, (x, 2.0)),
-        (aten.tril_indices.default, (7, 7)),
     ]
 
 

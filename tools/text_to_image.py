@@ -173,10 +173,11 @@ def _compiler(job: Job, *, announce: bool) -> CompileModel:
     compile_model = functools.partial(seqpar.sp_compile, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
 
     def compile_announced(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.nn.Module:
-        start = time.perf_counter()
+        say = functools.partial(print, file=sys.stderr, flush=True) if announce else lambda text: None
+        start, name = time.perf_counter(), type(model).__name__
+        say(f"\ncompiling {name} …")
         program = compile_model(model, inputs)
-        if announce:
-            print(f"compiled {type(model).__name__} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        say(f"compiled {name} in {time.perf_counter() - start:.1f} s")
         return program
 
     return compile_announced

@@ -1,11 +1,13 @@
-"""Convolutions: batch keeps its place; space does too if the kernel looks at one position only."""
+"""Convolutions: batch keeps its place; so does space where the length is kept, with the neighbours' positions as a halo."""
 
 from __future__ import annotations
 
 import torch
 
+from seqpar.partitioner.lengths import same
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
+from seqpar.partitioner.relation import Rewrite
 
 aten = torch.ops.aten
 
@@ -24,8 +26,15 @@ def conv(op: Op) -> None:
 
     for i in range(spatial):
         dim = i + 1 + batched
-        if op.shapes[weight][i + 2] == 1 and setting("stride", i) == 1 and setting("padding", i) == 0:
+        kernel, padding, dilation = op.shapes[weight][i + 2], setting("padding", i), setting("dilation", i)
+        before, after = padding, dilation * (int(kernel) - 1) - padding  # type: ignore[arg-type]
+        if setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
+            continue
+        if not op.is_one(x, dim):
             op.carry(x, dim, dim)
+            if before or after:
+                op.halo[dim] = (before, after)
+    op.rewrite = Rewrite("halo")
     op.reason = "a convolution over this dim"
 
 

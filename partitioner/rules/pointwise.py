@@ -41,6 +41,14 @@ aten = torch.ops.aten
     aten.floor_divide.default,
     aten.floor_divide.Scalar,
     aten.dropout.default,
+    aten.fill.Scalar,
+    aten.fill.Tensor,
+    aten.__and__.Scalar,
+    aten.__and__.Tensor,
+    aten.__or__.Scalar,
+    aten.__or__.Tensor,
+    aten.__xor__.Scalar,
+    aten.__xor__.Tensor,
 )
 def pointwise(op: Op) -> None:
     op.alike = True

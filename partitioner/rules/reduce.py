@@ -80,6 +80,7 @@ def amin(op: Op) -> None:
     aten.var_mean.correction,
     aten.std_mean.correction,
     aten.logsumexp.default,
+    aten.linalg_norm.default,
     aten.linalg_vector_norm.default,
     aten.norm.ScalarOpt_dim,
 )

@@ -180,3 +180,18 @@ def diag_embed(op: Op) -> None:
 def matrices(op: Op) -> None:
     """One result per matrix in the last two dims."""
     op.carry_all(skip=(-1, -2))
+
+
+@rule(aten.meshgrid.default, aten.meshgrid.indexing)
+def meshgrid(op: Op) -> None:
+    """`[a], [b], … -> [a, b, …]` for each operand; "xy" exchanges the first two dims. Every grid has every operand's length."""
+    grids = op.args["tensors"]
+    if len(set(grids)) != len(grids):
+        return
+    places = list(range(len(grids)))
+    if op.args.get("indexing") == "xy" and len(grids) > 1:
+        places[:2] = [1, 0]
+    for place, grid in zip(places, grids, strict=True):
+        operand = op.index(grid)
+        if op.rank(operand) == 1:
+            op.carry(operand, 0, place)

@@ -2,21 +2,26 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import PIL.Image
 import pytest
 
+from seqpar.models.checkpoints import build_checkpoint
 from seqpar.tools import text_to_image
 
-SMALL = ["--prompt", "a lighthouse", "--width", "64", "--height", "64", "--num-inference-steps", "2", "--device", "cpu", "--json"]
+SMALL = ["--prompt", "a lighthouse", "--width", "64", "--height", "64", "--num-inference-steps", "2", "--device", "cpu"]
 TOOL = ["-m", "seqpar.tools.text_to_image"]
+# float32, 2 steps: measured 4e-8 to 2e-7
+LATENTS = 2e-6
+PIXELS = 2e-5
 
 
 def run_tool(launcher, arguments, folder):
     """The tool's JSON report from a process of its own, and what it wrote to stderr."""
-    command = [*launcher, *TOOL, *SMALL, *arguments, "--output", str(folder / "out.png")]
+    command = [*launcher, *TOOL, *SMALL, *arguments, "--compare", "--json", "--output", str(folder / "out.png")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
@@ -26,51 +31,38 @@ def run_tool(launcher, arguments, folder):
 def check_pictures(folder, size=(64, 64)):
     with PIL.Image.open(folder / "out.png") as alone, PIL.Image.open(folder / "out_compare.png") as both:
         assert alone.size == size and both.size == (2 * size[0] + 2, size[1])
-        assert alone.getextrema() != ((0, 0),) * 3, "not black"
+        assert all(low < high for low, high in alone.getextrema()), "not constant"
         assert both.crop((0, 0, *size)).tobytes() == alone.tobytes()
 
 
-@pytest.mark.parametrize("model", ["qwen-image", "wan", "z-image", "longcat-image"])
-def test_two_local_ranks(model, tmp_path):
-    report, _ = run_tool([sys.executable], ["--model", f"tiny:{model}", "--ulysses-degree", "2", "--compare"], tmp_path)
-    assert report["comparison"]["relative_latent_difference"] < 1e-4
-    assert report["world_size"] == len(report["peak_memory_bytes"]) == 2
-    check_pictures(tmp_path)
-
-
 def test_four_local_ranks(tmp_path):
-    arguments = ["--model", "tiny:flux", "--ulysses-degree", "2", "--ring-degree", "2", "--compare"]
-    report, messages = run_tool([sys.executable], arguments, tmp_path)
-    assert report["comparison"]["relative_latent_difference"] < 1e-4
-    assert report["comparison"]["max_abs_pixel_difference"] < 1e-3
+    folder = build_checkpoint("flux", tmp_path / "checkpoint", layers=1)
+    report, messages = run_tool([sys.executable], ["--model", str(folder), "--ulysses-degree", "2", "--ring-degree", "2"], tmp_path)
+    assert report["comparison"]["relative_latent_difference"] < LATENTS
+    assert report["comparison"]["max_abs_pixel_difference"] < PIXELS
     assert len(report["seconds_per_step"]) == 2 and len(report["peak_memory_bytes"]) == 4
-    assert report["plans"][0]["world_size"] == 4 and report["plans"][0]["comm_calls"]
+    (plan,) = report["plans"]
+    assert plan["world_size"] == 4 and plan["comm_calls"]["ring"] and plan["sharded_flop_fraction"] > 0.8
     assert messages.count("compiled FluxTransformer2DModel") == 1, "one rank speaks, one program serves all steps"
     assert messages.count("steps:   0%|") == messages.count("one process:   0%|") == 1, "one progress bar each"
     check_pictures(tmp_path)
 
 
 def test_under_torchrun(tmp_path):
+    folder = build_checkpoint("longcat-image", tmp_path / "checkpoint", layers=1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    report, _ = run_tool(torchrun, ["--model", "tiny:flux", "--ring-degree", "2", "--compare"], tmp_path)
+    report, _ = run_tool(torchrun, ["--model", str(folder), "--ring-degree", "2"], tmp_path)
     assert report["ring"] == report["world_size"] == 2
-    assert report["comparison"]["relative_latent_difference"] < 1e-4
-
-
-def test_one_process_is_the_same_to_the_bit(tmp_path, capsys):
-    output = tmp_path / "out.png"
-    assert text_to_image.main(["--model", "tiny:flux", *SMALL, "--compare", "--output", str(output)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["world_size"] == 1 and report["comparison"]["relative_latent_difference"] < 1e-6
+    assert report["comparison"]["relative_latent_difference"] < LATENTS
     check_pictures(tmp_path)
 
 
-def test_text_report_ends_with_picture_and_difference(tmp_path, capsys):
-    output = tmp_path / "out.png"
-    arguments = [argument for argument in SMALL if argument != "--json"]
-    assert text_to_image.main(["--model", "tiny:flux", *arguments, "--compare", "--output", str(output)]) == 0
+def test_one_process(tmp_path, capsys):
+    assert text_to_image.main(["--model", "tiny:flux", *SMALL, "--compare", "--output", str(tmp_path / "out.png")]) == 0
     *_, picture, side_by_side, difference = capsys.readouterr().out.splitlines()
-    assert str(output) in picture and "out_compare.png" in side_by_side and "difference" in difference
+    assert str(tmp_path / "out.png") in picture and "out_compare.png" in side_by_side
+    assert float(re.search(r"difference +latents (\S+) ", difference)[1]) < LATENTS
+    check_pictures(tmp_path)
 
 
 def test_several_frames_are_an_animation(tmp_path):

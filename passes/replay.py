@@ -1,0 +1,130 @@
+"""Record the values a model reads from tensors, and repeat them while it is traced.
+
+Before: `if mask.all(): ...` stops the tracer
+After:  the eager run of the example said True: the tracer goes on with True, and the graph gets an output `mask.all()` that
+        `passes/read_guard.py` turns into a condition for using the program
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from seqpar.errors import TraceError
+from seqpar.passes.arguments import Call
+from seqpar.passes.reads import HANDLERS, Positions, data
+from seqpar.passes.trace_error import calling_line
+from seqpar.passes.warm import restored, warm_up
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question a model asked about the content of a tensor.
+
+    Invariants: `value` is what the guard compares, on the CPU: the tensor itself (`reduce` empty), or its `all()` or `any()` where
+    that decides the answer. `function` and `where` tell a reader who asked.
+    """
+
+    value: Tensor
+    reduce: str
+    answer: Any
+    function: str
+    where: str
+
+    def __post_init__(self) -> None:
+        assert self.reduce in ("", "all", "any") and self.value.device.type == "cpu"
+
+
+class FunctionReader(TorchFunctionMode):
+    """Sends the functions of `HANDLERS` to their handlers, which call back for answers."""
+
+    replaying = False
+    idle = False  # nothing is read
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = ""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        handler = HANDLERS.get(func)
+        if handler is None or (self.idle and handler is not data):
+            return func(*args, **(kwargs or {}))
+        self.function = getattr(func, "__name__", str(func))
+        return handler(self, func, args, kwargs or {})
+
+
+class Recorder(FunctionReader):
+    """Active during an eager run: answers truthfully and remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+
+    def ask(self, tensor: Tensor, summarise: Callable[[Tensor], Any]) -> Any:
+        """The answer, from the content of `tensor`."""
+        value = tensor.detach().cpu().clone()
+        answer = summarise(value)
+        self.records.append(Record(value, "", answer, self.function, calling_line()))
+        return answer
+
+    def ask_mask(self, mask: Tensor) -> Positions:
+        """The true positions; that all or none are true is remembered instead of the mask where that is so."""
+        value = mask.detach().cpu().clone()
+        answer = Positions.of(value)
+        reduce = "all" if answer.rows is None else "" if answer.rows else "any"
+        self.records.append(Record(getattr(value, reduce)() if reduce else value, reduce, answer, self.function, calling_line()))
+        return answer
+
+
+class Replayer(FunctionReader):
+    """Active while tracing: repeats the answers in order, and collects what the guard has to compute."""
+
+    replaying = True
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__()
+        self.records = tuple(records)
+        self.asked: list[Tensor] = []
+        self.idle = not self.records
+
+    def __enter__(self) -> Replayer:
+        self.asked = []  # torch.export runs a model more than once
+        return super().__enter__()
+
+    def _next(self, tensor: Tensor) -> Record:
+        if len(self.asked) == len(self.records):
+            raise TraceError(f"{self.function} reads a value from a tensor at {calling_line()}, which the eager run of the example did not do")
+        record = self.records[len(self.asked)]
+        if record.function != self.function:
+            raise TraceError(f"{self.function} reads a value from a tensor at {calling_line()}, where the eager run of the example called {record.function} at {record.where}")
+        # A copy, because the model may write to the tensor later.
+        self.asked.append(getattr(tensor, record.reduce)() if record.reduce else tensor.detach().clone())
+        return record
+
+    def ask(self, tensor: Tensor, summarise: Callable[[Tensor], Any]) -> Any:
+        """The recorded answer."""
+        return self._next(tensor).answer
+
+    def ask_mask(self, mask: Tensor) -> Positions:
+        """The recorded positions."""
+        return self._next(mask).answer
+
+
+def record_reads(model: torch.nn.Module, call: Call) -> tuple[Exception | None, tuple[Record, ...]]:
+    """Run the model eagerly for tables it memoises, and once more if it read values.
+
+    Returns what the run failed with, if it did, and the reads of a run with warm tables, which is what tracing will see.
+    """
+    cold = Recorder()
+    failure = warm_up(model, *call.rebuild(call.leaves), watch=cold)
+    if failure is not None or not cold.records:
+        return failure, ()
+    warm = Recorder()
+    with restored(model):
+        failure = warm_up(model, *call.rebuild(call.leaves), watch=warm)
+    return failure, tuple(warm.records)

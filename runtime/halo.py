@@ -1,0 +1,30 @@
+"""Rows of the neighbours: what a convolution over a sharded dim needs besides its own part."""
+
+import torch
+from torch import Tensor
+
+from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
+from seqpar.runtime.wire import from_wire, pack, to_wire, unpack, with_dim
+
+
+def halo(x: Tensor, dim: int, before: int, after: int, *, group: Group) -> Tensor:
+    """Local [.., n, ..] -> [.., before + n + after, ..]: the neighbours' last `before` and first `after` positions, zeros at both ends.
+
+    Parts lie in rank order; every part has at least max(before, after) positions. One all-to-all between neighbours.
+    """
+    size, rank = size_of(group), rank_of(group)
+    wire = to_wire(x)
+    first, last = wire.narrow(dim, 0, after), wire.narrow(dim, wire.shape[dim] - before, before)
+    in_sizes, out_sizes, pieces, shapes = [0] * size, [0] * size, [], []
+    if rank > 0:  # the left neighbour gets our first rows and sends its last ones
+        in_sizes[rank - 1], out_sizes[rank - 1] = first.numel(), last.numel()
+        pieces.append(([first], 0))
+        shapes.append(with_dim(wire.shape, dim, before))
+    if rank + 1 < size:
+        in_sizes[rank + 1], out_sizes[rank + 1] = last.numel(), first.numel()
+        pieces.append(([last], 0))
+        shapes.append(with_dim(wire.shape, dim, after))
+    received = iter(unpack(wait(start_all_to_all(pack(pieces, wire), out_sizes, in_sizes, group)), shapes))
+    left = next(received) if rank > 0 else wire.new_zeros(with_dim(wire.shape, dim, before))
+    right = next(received) if rank + 1 < size else wire.new_zeros(with_dim(wire.shape, dim, after))
+    return from_wire(torch.cat([left, wire, right], dim), x.dtype)

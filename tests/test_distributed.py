@@ -1,0 +1,105 @@
+"""Real diffusers models on four real gloo ranks: what every rank returns is what one process returns.
+
+Functions below run on every rank (see tests/rank_pool.py) and return what the test checks.
+"""
+
+import pytest
+import torch
+import torch._dynamo
+import torch.distributed as dist
+
+import seqpar
+from seqpar.models import registry
+from seqpar.models.family import output_tensors
+from seqpar.models.randomise import randomise
+
+CASES = [
+    # name, ulysses, ring, heads, rows, columns, text length, batch
+    ("flux", 2, 2, 5, 3, 5, 7, 2),
+    ("wan", 1, 4, 4, 3, 5, 7, 1),
+    ("qwen-image", 4, 1, 4, 4, 4, 9, 2),
+    ("z-image", 2, 1, 4, 3, 5, 7, 2),
+]
+
+
+def make(name, heads, rows, columns, text_len, batch, seed=0):
+    """(model, a call of it); the call asks for the model's own output type where it has one."""
+    family = registry.get(name)
+    config = family.tiny_config(heads, 1)
+    model = randomise(family.build(config))
+    sizes = {"rows": rows, "columns": columns, "times": 1 if family.frames_per_token == 1 else 2}
+    return model, family.grid_inputs(config, **sizes, text_len=text_len, batch=batch, seed=seed, return_dict=True)
+
+
+def error_between(actual, expected):
+    """Largest relative error over all tensors of two outputs of one type and structure."""
+    assert type(actual) is type(expected), (type(actual), type(expected))
+    pairs = list(zip(output_tensors(actual), output_tensors(expected), strict=True))
+    assert pairs and all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def compile_and_compare(name, ulysses, ring, *sizes):
+    group = dist.get_rank() // (ulysses * ring)  # independent groups work on inputs of their own
+    model, inputs = make(name, *sizes, seed=group)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fast = seqpar.sp_compile(model, inputs, ulysses=ulysses, ring=ring, dynamic=False)
+    found = {"rank": dist.get_rank()}
+    with torch.no_grad():
+        outputs = fast(**inputs)
+        found["error"] = error_between(outputs, model(**inputs))
+        found["outputs"] = output_tensors(outputs)
+        tuples = {**inputs, "return_dict": False}
+        found["tuple error"] = error_between(fast(**tuples), model(**tuples))
+    found["state dict"] = list(fast.state_dict()) == list(before) and all(torch.equal(fast.state_dict()[k], v) for k, v in before.items())
+    found["shared"] = all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+        changed = fast(**inputs)
+        found["updated error"] = error_between(changed, model(**inputs))
+        found["update seen"] = error_between(changed, outputs) > 1e-3
+    found["world"], found["fraction"] = fast.plan.world_size, fast.plan.sharded_flop_fraction
+    found["strategies"] = sorted({attention.strategy for attention in fast.plan.attention})
+    found["text"] = fast.explain()
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_every_rank_returns_what_one_process_returns(ranks, case):
+    name, ulysses, ring = case[:3]
+    results = ranks.run(compile_and_compare, *case, timeout=300)
+    for found in results:
+        assert max(found["error"], found["tuple error"], found["updated error"]) <= 1e-5
+        assert found["state dict"] and found["shared"] and found["update seen"]
+        assert found["world"] == ulysses * ring and found["fraction"] > 0.7
+        assert f"ulysses {ulysses} x ring {ring}" in found["text"]
+    wanted = "+".join(kind for kind, degree in (("ulysses", ulysses), ("ring", ring)) if degree > 1)
+    assert all(wanted in found["strategies"] for found in results)
+    groups = {}
+    for found in results:
+        groups.setdefault(found["rank"] // (ulysses * ring), []).append(found["outputs"])
+    for first, *others in groups.values():
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+    if len(groups) > 1:
+        assert not torch.equal(groups[0][0][0], groups[1][0][0])
+
+
+def dynamo_and_compare(name, ulysses, ring, backend, *sizes):
+    torch._dynamo.reset()
+    model, inputs = make(name, *sizes)
+    inputs["return_dict"] = False
+    fast = torch.compile(model, backend="seqpar", fullgraph=True, dynamic=False, options={"ulysses": ulysses, "ring": ring, "backend": backend})
+    with torch.no_grad():
+        first = error_between(fast(**inputs), model(**inputs))
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+        return max(first, error_between(fast(**inputs), model(**inputs)))
+
+
+@pytest.mark.parametrize(
+    ("name", "ulysses", "ring", "backend"),
+    [("flux", 2, 2, "eager"), ("wan", 1, 4, "aot_eager"), ("qwen-image", 4, 1, "aot_eager"), ("longcat-image", 2, 1, "eager")],
+)
+def test_torch_compile(ranks, name, ulysses, ring, backend):
+    assert max(ranks.run(dynamo_and_compare, name, ulysses, ring, backend, 4, 3, 5, 7, 1, timeout=400)) <= 1e-5
