@@ -184,9 +184,10 @@ def call_fingerprint(call: Call) -> str:
 
 
 def graph_fingerprint(traced: Traced) -> str:
-    """Operators and wiring of the traced graph (device indices left out)."""
+    """Operators and wiring of the traced graph (device indices left out), and the values read it is made for."""
     lines = []
     for node in traced.gm.graph.nodes:
         arguments = {key: value for key, value in node.kwargs.items() if key != "device"}
         lines.append(f"{node.name}={node.op}:{getattr(node.target, '__name__', node.target)}{node.args}{arguments}")
+    lines += [f"{read.function} {read.reduce} {read.value.tolist()}" for read in traced.reads]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -25,6 +25,8 @@ log = logging.getLogger("seqpar")
 # A method of the model with one of these in its name may replace layers or change numbers that are part of a program.
 CHANGES_MODEL = ("lora", "adapter", "fuse", "load", "quant", "set_", "enable_", "disable_", "register_", "apply")
 
+MAX_ALTERNATIVES = 16  # programs of one signature, for different values the model reads from its inputs
+
 
 @dataclass(frozen=True)
 class Program:
@@ -45,6 +47,11 @@ class Program:
         """True if other input sizes can use it."""
         return self.traced.shape_env is not None
 
+    def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """True if the values the model reads from these tensors (placeholder order) are those the program is made for."""
+        guard = self.traced.guard
+        return guard is None or guard.holds([tensor.contiguous() for tensor in tensors])
+
 
 class Builder(Protocol):
     """Makes programs; the same calls are made on every rank, in the same order."""
@@ -58,20 +65,45 @@ class Builder(Protocol):
 
 @dataclass(eq=False)
 class Specialisation:
-    """A program for one signature: from the tensors of a call to the model's result."""
+    """A program for one signature: from the tensors of a call to the model's result.
+
+    Where the model reads values from tensors there are programs for several values; `program` is the latest used, `others` the rest.
+    """
 
     program: Program
     key: Key
     summary: dict[str, str]
     used: int = 0
     orders: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    others: list[Program] = field(default_factory=list)
 
-    def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> Any:
+    @property
+    def programs(self) -> list[Program]:
+        """All programs, the latest used first."""
+        return [self.program, *self.others]
+
+    def choose(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Make the program for the values in these tensors the current one; False if there is none."""
+        for program in self.programs:
+            if program.fits(tensors):
+                self.use(program)
+                return True
+        return False
+
+    def use(self, program: Program, limit: int = MAX_ALTERNATIVES) -> None:
+        """Make `program` the current one; the one unused for longest is forgotten above `limit`."""
+        if program is not self.program:
+            rest = [other for other in self.programs if other is not program]
+            self.program, self.others = program, rest[: limit - 1]
+
+    def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module, arguments: Mapping[str, Any] | None = None) -> Any:
         traced = self.program.traced
         inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
         outputs = run_program(self.program, inputs, model) if torch.is_grad_enabled() else self.program.run(*inputs)
         if traced.mutations:
             write_back(traced, outputs, tensors, model)
+        for write in traced.states:
+            write.apply(arguments[write.argument], tensors, outputs)  # type: ignore[index]
         return pytree.tree_unflatten(list(outputs[: traced.num_outputs]), traced.out_spec)
 
 
@@ -165,13 +197,32 @@ class SequenceParallelModule(torch.nn.Module):
             specialisation = self._specialise(args, kwargs, tuple(key))
             order = specialisation.orders.get(tuple(key))
             if order is None:
-                return specialisation([leaf for leaf in self._signature.canonical(args, kwargs).leaves if isinstance(leaf, torch.Tensor)], self._model)
+                inputs = [leaf for leaf in self._signature.canonical(args, kwargs).leaves if isinstance(leaf, torch.Tensor)]
+            else:
+                inputs = [tensors[index] for index in order]
         else:
             specialisation, order = found
             if specialisation is not self._current:
                 self.__dict__["_current"] = specialisation
                 specialisation.used = next(self._clock)
-        return specialisation([tensors[index] for index in order], self._model)
+            inputs = [tensors[index] for index in order]
+        # Every rank has the same inputs, so all of them find a program, or all of them make one.
+        if specialisation.program.traced.guard is not None and not specialisation.choose(inputs):
+            self._respecialise(specialisation, args, kwargs, inputs)
+        arguments = self._signature.bound(args, kwargs) if specialisation.program.traced.states else None
+        return specialisation(inputs, self._model, arguments)
+
+    def _respecialise(self, specialisation: Specialisation, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> None:
+        """Build the program for other values read from the inputs."""
+        name, guard = type(self._model).__name__, specialisation.program.traced.guard
+        read = guard.changed([tensor.contiguous() for tensor in inputs]) if guard is not None else None
+        reason = f"{read.function} reads another value at {read.where}" if read is not None else "a value read from the inputs changed"
+        if len(specialisation.programs) == MAX_ALTERNATIVES:
+            log.warning("%s: more than %d programs for inputs of one signature, each compiled for other values: %s", name, MAX_ALTERNATIVES, reason)
+        program = self._builder.build(self._signature.check(args, kwargs), static=not specialisation.program.symbolic)
+        log.info("%s: a program was compiled in %.1f s: %s", name, program.traced.seconds, reason)
+        specialisation.use(program)
+        self._evict()
 
     def _state_key(self, key: list[Any]) -> None:
         """What a program depends on besides its inputs."""
@@ -207,33 +258,36 @@ class SequenceParallelModule(torch.nn.Module):
 
     def _find_or_build(self, call: Call, key: Key) -> Program:
         name = type(self._model).__name__
-        shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+        tensors = [leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
         reasons = []
-        known = list({id(found.program): found for found in self._programs.values()}.values())
-        for found in known:
-            if not found.program.symbolic or fixed_part(found.key) != fixed_part(key):
+        known = list({id(program): (found, program) for found in self._programs.values() for program in found.programs}.values())
+        for found, program in known:
+            if not program.symbolic or fixed_part(found.key) != fixed_part(key):
                 continue
-            failed = failed_guard(found.program.traced, shapes, found.program.conditions)
-            if failed is None:
+            failed = failed_guard(program.traced, [tensor.shape for tensor in tensors], program.conditions)
+            if failed is None and program.fits(tensors):
                 self._builder.reuse(call)
                 log.info("%s: the symbolic program is reused for %s", name, differences(found.summary, summary(call)))
-                return found.program
-            reasons.append(f"the symbolic program needs {failed}")
+                return program
+            reasons.append(f"the symbolic program needs {failed or 'other values in the inputs'}")
         if not known:
             reason = "first call"
         elif reasons:
             reason = reasons[-1]
         else:
-            reason = f"the program is fixed to its inputs and they changed: {differences(known[-1].summary, summary(call)) or 'the state of the model'}"
-        static = bool(known) and not any(found.program.symbolic for found in known)
+            reason = f"the program is fixed to its inputs and they changed: {differences(known[-1][0].summary, summary(call)) or 'the state of the model'}"
+        static = bool(known) and not any(program.symbolic for _, program in known)
         program = self._builder.build(call, static=static)
         kind = "symbolic" if program.symbolic else "fixed sizes"
         log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.traced.seconds, reason)
         return program
 
     def _evict(self) -> None:
-        while len(self._programs) > self._max_programs:
+        while sum(len(found.programs) for found in self._programs.values()) > self._max_programs:
             oldest = min(self._programs.values(), key=lambda found: found.used or float("inf"))
+            if oldest.others:
+                oldest.others.pop()
+                continue
             del self._programs[oldest.key]
             for fast_key in oldest.orders:
                 self._fast.pop(fast_key, None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from seqpar.compile import split_inputs
+from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
@@ -46,6 +46,7 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     Raises:
         SeqparError: the model cannot be traced or partitioned.
     """
+    check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=dynamic)
     return verify_traced(traced, ulysses=ulysses, ring=ring)

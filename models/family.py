@@ -145,10 +145,13 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts floating point parameters and buffers in place, except what the class wants kept in float32 (as `from_pretrained` does)."""
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for owner_name, owner in model.named_modules():
-        tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
-        for name, tensor in tensors:
-            if tensor.is_floating_point() and not kept.intersection([*owner_name.split("."), name]):
+        for name, tensor in [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]:
+            if not tensor.is_floating_point() or kept.intersection([*owner_name.split("."), name]):
+                continue
+            if isinstance(tensor, nn.Parameter):
                 tensor.data = tensor.data.to(dtype)
+            else:  # a buffer may be a view, whose data cannot change its dtype alone
+                owner._buffers[name] = tensor.to(dtype)
     return model
 
 

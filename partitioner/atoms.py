@@ -131,9 +131,8 @@ class AtomTable:
             if same(remaining, 0):
                 return tuple(before), factor[i:]
             length = self._length[atom]
-            if self.sizes.equal(remaining, length, (atom,)):
-                return (*before, atom), factor[i + 1 :]
-            if not self.sizes.less(remaining, length, (atom,)):
+            # Equal only by chance (rows and columns cut from one table)? Then the next atom is cut at length 0: exact for all sizes.
+            if same(remaining, length) or not self.sizes.less(remaining, length, (atom,)):
                 before.append(atom)
                 remaining = minus(remaining, length)
                 continue

@@ -28,14 +28,16 @@ class Machine:
     bytes_per_s: float = 150e9
     comm_share: float = 0.02  # cap: full exchange <= this share of the work saved by dividing it
     call_share: float = 0.02  # an extra collective must save this share of one attention block's work
+    keys_share: float = 0.5  # one that only serves the keys of a cross-attention must save this share
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective."""
+    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective, `keys` per collective for cross-attention keys."""
 
     byte: float
     call: float
+    keys: float
 
 
 def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int, ranks: int) -> Prices:
@@ -43,7 +45,8 @@ def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int
     byte = machine.flops_per_s / machine.bytes_per_s
     if exchange_bytes:
         byte = min(byte, machine.comm_share * saved / exchange_bytes)
-    return Prices(byte=byte, call=machine.call_share * work / max(attentions, 1))
+    block = work / max(attentions, 1)
+    return Prices(byte=byte, call=machine.call_share * block, keys=machine.keys_share * block)
 
 
 def numel(value: torch.Tensor, sizes: Sizes) -> int:

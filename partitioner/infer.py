@@ -37,16 +37,16 @@ class Inference:
         return self.table.expand_axis(self.axes[node][0][dim])
 
 
-def infer(graph: Graph, sizes: Sizes, *, fuse: bool = True) -> Inference:
+def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
-    fuse: make a sequence that is a product one atom. Without it the outermost factor (rows of a grid) is what can be cut,
-    and what the model does on the grid (convolutions) can stay sharded.
+    cut: None makes a sequence that is a product one atom. A number makes that factor (0 frames, 1 rows) the one that can be cut, so that
+    what the model does on the grid (convolutions) can stay sharded.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = {}
     for _ in range(MAX_READINGS):
-        result = _read(graph, sizes, fused)
-        marks = _products_to_fuse(result) if fuse else {}
+        result = _read(graph, sizes, fused, cut or 0)
+        marks = _products_to_fuse(result) if cut is None else {}
         if not marks.keys() - fused.keys():
             break
         fused.update(marks)
@@ -54,7 +54,7 @@ def infer(graph: Graph, sizes: Sizes, *, fuse: bool = True) -> Inference:
     return result
 
 
-def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]]) -> Inference:
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int) -> Inference:
     sizes.forget_conditions()
     result = Inference(AtomTable(sizes))
     for node in graph.nodes:
@@ -66,7 +66,7 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
                 _read_getitem(node, result)
             elif outs:
                 _read_call(node, result, fused)
-    _collect_sequences(result)
+    _collect_sequences(result, cut)
     return result
 
 
@@ -91,7 +91,7 @@ def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple
     result.merges += [(node, dim, axis) for dim, axis in op.merges]
 
 
-def _collect_sequences(result: Inference) -> None:
+def _collect_sequences(result: Inference, cut: int) -> None:
     hint = result.table.sizes.hint
     for relation in result.relations.values():
         spec = relation.attention
@@ -104,7 +104,8 @@ def _collect_sequences(result: Inference) -> None:
         for axis in relation.out_axes[0][:-2]:
             batch *= hint(result.table.axis_length(axis))
         for axis, weight in ((queries, batch * rows * columns), (keys, 0)):
-            for atom in result.table.expand_axis(axis)[0] if axis else ():
+            factors = result.table.expand_axis(axis)
+            for atom in factors[min(cut, len(factors) - 1)] if factors else ():
                 result.sequences[atom] = result.sequences.get(atom, 0) + weight
 
 

@@ -65,10 +65,30 @@ def origin(node: Node) -> Node:
     return node
 
 
-class LabelProblem:
-    """Builds and solves the cut for one choice of attention strategies."""
+def key_side(inference: Inference, local: set[Node]) -> set[Node]:
+    """Values that serve nothing but the keys and values of these attentions: a side input, computed whole on every rank."""
+    found: set[Node] = set()
+    for node in reversed(inference.axes):
+        if node.op == "call_function" and node.users and all(user in found or _reads_as_key(inference, user, node, local) for user in node.users):
+            found.add(node)
+    return found
 
-    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node]) -> None:
+
+def _reads_as_key(inference: Inference, user: Node, node: Node, local: set[Node]) -> bool:
+    if user not in local:
+        return False
+    relation = inference.relations[user]
+    spec = relation.attention
+    return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
+
+
+class LabelProblem:
+    """Builds and solves the cut for one choice of attention strategies.
+
+    exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are, with keys computed on every rank.
+    """
+
+    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node], local: set[Node] = frozenset()) -> None:  # type: ignore[assignment]
         self.inference = inference
         self.table = inference.table
         self.sizes = inference.table.sizes
@@ -80,8 +100,17 @@ class LabelProblem:
         self.gathers: dict[Key, int] = {}
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
+        self.divisible = self._input_dependent() - key_side(inference, local)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
+
+    def _input_dependent(self) -> set[Node]:
+        """Values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free."""
+        found: set[Node] = set()
+        for node in self.inference.axes:
+            if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+                found.add(node)
+        return found
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:
@@ -140,17 +169,28 @@ class LabelProblem:
             return
         axes = self.inference.axes[node]
         made = self._makes(relation)
-        flowing = {a for (i, d), outs in relation.flows.items() if dim in outs for a in self.table.roots(relation.operand_axes[i][d])}
+        flowing = self._flowing(relation, dim)
         covered = 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
                 self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
-            elif dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
+            elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
                 price = self._halo_price(node, relation, dim)
                 self._vertex((node, dim, atom), yes=work * share * self.busiest(atom) + price, no=work * share)
                 covered += share
         self.base += work * (1 - covered) if node not in self.exchanged else 0.0
+
+    def _flowing(self, relation: Relation, dim: int) -> set[int]:
+        """Atoms that reach an output dim from one place of each operand; two places would leave open which one is cut."""
+        found: set[int] = set()
+        unclear: set[int] = set()
+        for i in range(len(relation.operands)):
+            factors = [set(f) for (j, d), outs in relation.flows.items() if j == i and dim in outs for f in self.table.expand_axis(relation.operand_axes[i][d])]
+            for k, factor in enumerate(factors):
+                unclear |= {a for a in factor if any(a in other for other in factors[k + 1 :])}
+                found |= factor
+        return found - unclear
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
         """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours at fixed places."""
@@ -257,7 +297,7 @@ class LabelProblem:
             gather = self.gathers[gather_key] = self.problem.vertex()
             share = self._share(self.inference.axes[operand][0][dim], atom)
             moved = nbytes(operand.meta["val"], self.sizes) * share * (1 - 1 / self.degrees.ranks)
-            self.problem.edge(vertex, gather, moved * self.prices.byte + self.prices.call * share)
+            self.problem.edge(vertex, gather, moved * self.prices.byte + self.prices.call)
         self.problem.edge(gather, target, INF)
 
     def _add_results(self) -> None:

@@ -1,8 +1,8 @@
 """Choose the strategy of every attention and the labels of every value.
 
 For fixed strategies the labels are an exact minimum cut. An attention whose keys are among its queries (self, joint, prefix)
-uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys whole: tried
-class by class of equal attentions, and kept while that lowers the cost.
+uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys computed on
+every rank: tried class by class of equal attentions, and kept unless that repeats more work than the collectives it saves are worth.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     reasons = {n: why for n, r in attentions.items() if (why := _cannot_exchange(n, r, inference, degrees))}
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
+    local: set[Node] = set()
     for members in _classes({n: attentions[n] for n in exchanged if _is_cross(attentions[n], inference)}, inference):
-        trial = LabelProblem(inference, degrees, price, best.exchanged - members).solve()
-        if trial.cost < best.cost + _calls(degrees) * price.call * len(members):
+        trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
+        if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
             best = trial
+            local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     return Solution(best, degrees, price, reasons)
 
@@ -83,7 +85,7 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
         return "it has one query or one key"
     for axis in (queries, keys):
         if any(a in inference.sequences for f in axis[1:] for a in f):
-            return "its sequence dim is a product of sequences"
+            return "the cut factor of its sequence is not the outermost"
     longest = max(table.sizes.hint(table.length(a)) for a in queries[0])
     if longest < degrees.ranks:
         return f"its longest query part has {longest} positions, fewer than {degrees.ranks} ranks"

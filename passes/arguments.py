@@ -9,13 +9,15 @@ import torch
 
 from seqpar.errors import SignatureError
 from seqpar.passes.compat import pytree
+from seqpar.passes.state import close_state, open_state
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a model.
 
-    Invariants: `leaves`, `paths` have one entry per leaf, in flatten order of `{argument name: value}`.
+    Invariants: `leaves`, `paths` have one entry per leaf, in flatten order of `{argument name: value}`, plain objects that hold
+    tensors opened (see `passes/state.py`).
     """
 
     signature: inspect.Signature
@@ -27,8 +29,16 @@ class Call:
         assert len(self.leaves) == len(self.paths) == self.spec.num_leaves
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) of the same call with other leaves."""
-        bound = inspect.BoundArguments(self.signature, pytree.tree_unflatten(list(leaves), self.spec))
+        """(args, kwargs) of the same call with other leaves. Objects are copies; tensors are those in `leaves`."""
+        return self.bind(self.arguments(leaves))
+
+    def arguments(self, leaves: Sequence[Any]) -> dict[str, Any]:
+        """The arguments by name, with other leaves."""
+        return close_state(pytree.tree_unflatten(list(leaves), self.spec))
+
+    def bind(self, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of arguments by name."""
+        bound = inspect.BoundArguments(self.signature, arguments)  # type: ignore[arg-type]
         return bound.args, bound.kwargs
 
     def without_data(self) -> "Call":
@@ -47,7 +57,7 @@ def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
     except TypeError as error:
         raise SignatureError(f"the inputs do not fit the model: {error}. Its arguments are {tuple(signature.parameters)}") from None
     bound.apply_defaults()
-    with_paths, spec = pytree.tree_flatten_with_path(dict(bound.arguments))
+    with_paths, spec = pytree.tree_flatten_with_path(open_state(dict(bound.arguments)))
     paths = tuple(path_text(path) for path, _ in with_paths)
     return Call(signature, tuple(leaf for _, leaf in with_paths), paths, spec)
 

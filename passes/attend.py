@@ -143,6 +143,6 @@ def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands
         start = total((start, length))
     columns = emitter.sizes.emit(view.inference.table.axis_length(relation.operand_axes[spec.k][-2]))
     device = node.meta["val"].device
-    mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),), device))
+    mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),)), {"device": device})
     args = (q, k, v, mask, spec.dropout, False)
     return emitter.call(aten.scaled_dot_product_attention.default, args, {"scale": spec.scale, "enable_gqa": spec.enable_gqa})

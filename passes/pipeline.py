@@ -29,7 +29,7 @@ from seqpar.passes.localise import source_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
-from seqpar.passes.trace import Traced
+from seqpar.passes.trace import Traced, check_sizes_known
 
 
 class Partitioned:
@@ -185,10 +185,12 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 
     Raises:
         MeshError: `ulysses` exceeds the heads of every attention.
+        TraceError: a size depends on activations.
     """
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
     if ulysses * ring > 1:
+        check_sizes_known(traced)
         traced = replace(traced, gm=recognise_attention(traced.gm))
     inference = infer(traced.gm.graph, sizes)
     inferred = time.perf_counter()
@@ -203,10 +205,14 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 
 
 def _cheaper(inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None) -> tuple[Inference, Solution]:
-    """Cut sequences that are grids at any position, or between rows: the latter keeps convolutions on the grid sharded."""
-    rows = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), fuse=False)
-    by_rows = solve(rows, degrees, machine)
-    return (rows, by_rows) if by_rows.labels.cost < solution.labels.cost else (inference, solution)
+    """Cut sequences that are grids at any position, between frames or between rows: the latter two keep convolutions on the grid sharded."""
+    best = (inference, solution)
+    for factor in (0, 1):
+        other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
+        trial = solve(other, degrees, machine)
+        if trial.labels.cost < best[1].labels.cost:
+            best = (other, trial)
+    return best
 
 
 def _check_heads(inference: Inference, degrees: Degrees) -> None:

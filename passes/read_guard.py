@@ -32,6 +32,7 @@ FILLS = {
     aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.empty_like.default: 0, aten.full_like.default: None,
     aten.new_zeros.default: 0, aten.new_ones.default: 1, aten.new_empty.default: 0, aten.new_full.default: None,
 }  # fmt: skip
+COPIES = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 
 
@@ -111,8 +112,13 @@ def build_guard(model: torch.nn.Module, asked: Sequence[fx.Node], records: Seque
             kept.append((node, record))
     if not kept:
         return None
-    gm = share_graph(model, extract([node for node, _ in kept]), constants, "SequenceParallelGuard")
-    guard = ReadGuard(gm, tuple(record for _, record in kept))
+    graph, nodes = extract([node for node, _ in kept])
+    distinct = {node: record for node, (_, record) in reversed(list(zip(nodes, kept, strict=True)))}  # a value read twice: its first reader
+    outputs = list(dict.fromkeys(nodes))
+    graph.output(tuple(outputs))
+    graph.lint()
+    gm = share_graph(model, graph, constants, "SequenceParallelGuard")
+    guard = ReadGuard(gm, tuple(distinct[node] for node in outputs))
     if any(tensor.device.type == "meta" for tensor in example):
         return guard
     if (changed := guard.changed(example)) is not None:
@@ -170,9 +176,12 @@ def is_fill(node: fx.Node) -> bool:
     return FILLS[node.target] is not None or not isinstance(node.args[-1], fx.Node)
 
 
-def extract(outputs: Sequence[fx.Node]) -> fx.Graph:
-    """The part of a graph that `outputs` depend on, with all its placeholders."""
-    old = outputs[0].graph
+def extract(outputs: Sequence[fx.Node]) -> tuple[fx.Graph, list[fx.Node]]:
+    """A graph of what `outputs` depend on, with all placeholders of theirs, and the copies of `outputs` in it.
+
+    Before: %a = clone(%mask), %b = clone(%mask), %c = zeros_like(%activation)
+    After:  %mask, full(...)   (equal nodes are one, copies are none, a tensor of one value needs no other)
+    """
     needed: set[fx.Node] = set()
     stack = list(outputs)
     while stack:
@@ -182,20 +191,27 @@ def extract(outputs: Sequence[fx.Node]) -> fx.Graph:
             stack += [] if is_fill(node) else node.all_input_nodes
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    for node in old.nodes:
-        if node.op != "placeholder" and node not in needed:
-            continue
-        if is_fill(node):
-            value = node.meta["val"]
-            fill = FILLS[node.target]
-            fill = node.args[-1] if fill is None else fill
-            env[node] = graph.call_function(aten.full.default, (list(value.shape), fill), {"dtype": value.dtype, "device": value.device})
-            env[node].meta = dict(node.meta)
-        else:
-            env[node] = graph.node_copy(node, env.__getitem__)
-    graph.output(tuple(env[node] for node in outputs))
-    graph.lint()
-    return graph
+    seen: dict[str, fx.Node] = {}
+    for node in outputs[0].graph.nodes:
+        if node.op == "placeholder":
+            env[node] = graph.node_copy(node)
+        elif node in needed and (node.target in COPIES or (node in outputs and node.target is aten.clone.default)):
+            env[node] = env[node.args[0]]
+        elif node in needed:
+            target, args, kwargs = fill_call(node) if is_fill(node) else (node.target, node.args, node.kwargs)
+            args, kwargs = fx.map_arg(args, env.__getitem__), fx.map_arg(kwargs, env.__getitem__)
+            text = f"{node.op} {target} {args} {kwargs}"
+            if text not in seen:
+                seen[text] = graph.create_node(node.op, target, args, kwargs, name=node.name)
+                seen[text].meta = dict(node.meta)
+            env[node] = seen[text]
+    return graph, [env[node] for node in outputs]
+
+
+def fill_call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The same tensor made from its shape."""
+    value, fill = node.meta["val"], FILLS[node.target]
+    return aten.full.default, (list(value.shape), node.args[-1] if fill is None else fill), {"dtype": value.dtype, "device": value.device}
 
 
 def check_fractions(guard: ReadGuard, example: Sequence[Tensor]) -> None:

@@ -192,8 +192,8 @@ def masked_select(reader: Reader, func: Callable[..., Any], args: Any, kwargs: A
     """`masked_select(x, mask)` = `x[mask]` after broadcasting."""
     x = args[0] if args else kwargs["input"]
     mask = kwargs.get("mask", args[-1])
-    x, mask = torch.broadcast_tensors(x, mask)
-    return take(x, 0, reader.ask_mask(mask))
+    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    return take(x.expand(shape), 0, reader.ask_mask(mask.expand(shape)))
 
 
 def is_mask(value: Any) -> bool:

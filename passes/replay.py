@@ -121,10 +121,16 @@ def record_reads(model: torch.nn.Module, call: Call) -> tuple[Exception | None, 
     Returns what the run failed with, if it did, and the reads of a run with warm tables, which is what tracing will see.
     """
     cold = Recorder()
-    failure = warm_up(model, *call.rebuild(call.leaves), watch=cold)
+    failure = warm_up(model, *example(call), watch=cold)
     if failure is not None or not cold.records:
         return failure, ()
     warm = Recorder()
     with restored(model):
-        failure = warm_up(model, *call.rebuild(call.leaves), watch=warm)
+        failure = warm_up(model, *example(call), watch=warm)
     return failure, tuple(warm.records)
+
+
+def example(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) with tensors of their own, which the model may write to."""
+    with torch.inference_mode(False), torch.no_grad():
+        return call.rebuild([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in call.leaves])

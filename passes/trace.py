@@ -26,6 +26,7 @@ from seqpar.passes.compat import ShapeEnv, check_torch_version, pytree, quiet, s
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
+from seqpar.passes.state import StateWrite, state_after
 from seqpar.passes.trace_error import trace_error
 from seqpar.passes.warm import restored
 
@@ -56,7 +57,8 @@ class Traced:
     """A model as one graph.
 
     Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
-    the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`. `guard`, if any, must
+    the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`, then those that
+    `states` (attributes the model assigns on its arguments) name. `guard`, if any, must
     hold for the inputs of a call: the graph is made for the values the model reads from them.
     """
 
@@ -70,6 +72,7 @@ class Traced:
     symbols: dict[sympy.Symbol, tuple[int, int]]
     seconds: float
     guard: ReadGuard | None = None
+    states: tuple[StateWrite, ...] = ()
 
     @property
     def reads(self) -> tuple[Record, ...]:
@@ -88,6 +91,7 @@ class Result:
     spec: Any = None
     in_graph: tuple[bool, ...] = ()
     literals: tuple[Any, ...] = ()
+    states: tuple[StateWrite, ...] = ()  # outputs counted from the first of them
 
 
 class FlatModel(torch.nn.Module):
@@ -103,14 +107,39 @@ class FlatModel(torch.nn.Module):
         full = list(self.call.leaves)
         for position, leaf in zip(self.positions, leaves, strict=True):
             full[position] = leaf
-        args, kwargs = self.call.rebuild(full)
+        arguments = self.call.arguments(full)
+        before = state_after(arguments)
+        args, kwargs = self.call.bind(arguments)
         with self.replayer:
             returned = self.model(*args, **kwargs)
+        self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)
         inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)
         self.result.in_graph = inside
         self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
-        return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *self.replayer.asked)
+        return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
+
+
+def state_writes(before: Mapping[str, Any], after: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> tuple[tuple[StateWrite, ...], list[Any]]:
+    """What the model assigned on the objects in its arguments, and the new tensors (output numbers count from the first of them)."""
+    writes: list[StateWrite] = []
+    assigned: list[Any] = []
+    places = {id(leaf): index for index, leaf in enumerate(inputs)}
+    for name, (leaves, spec) in after.items():
+        old_leaves, old_spec = before[name]
+        if spec == old_spec and all(old is new or (not isinstance(new, torch.Tensor) and old == new) for old, new in zip(old_leaves, leaves, strict=True)):
+            continue
+        sources: list[tuple[str, Any]] = []
+        for leaf in leaves:
+            if id(leaf) in places:
+                sources.append(("input", places[id(leaf)]))
+            elif isinstance(leaf, torch.Tensor | torch.SymInt):
+                sources.append(("output", len(assigned)))
+                assigned.append(leaf)
+            else:
+                sources.append(("literal", leaf))
+        writes.append(StateWrite(name, spec, tuple(sources)))
+    return tuple(writes), assigned
 
 
 def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
@@ -231,8 +260,9 @@ def build(
     graph.lint()
     gm = share_graph(model, graph, constants, type(model).__name__)
     shape_env, symbols = read_symbols(gm)
+    result_count = result.spec.num_leaves + len(mutations)
     tensors = {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
-    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0, guard)
+    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0, guard, tuple(write.moved(result_count) for write in result.states))
 
 
 def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exported: torch.export.ExportedProgram, user_inputs: Mapping[str, int]) -> tuple[tuple[Mutation, ...], list[fx.Node]]:
@@ -248,6 +278,7 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
             )
         value = next(user) if inside else literal
         outputs.append(new(value) if isinstance(value, fx.Node) else value)
+    assigned = [new(next(user)) for write in result.states for kind, _ in write.sources if kind == "output"]  # type: ignore[arg-type]
     asked = [new(value) for value in user]  # type: ignore[arg-type]
     mutations: list[Mutation] = []
     for value, spec in zip(old.args[0], specs, strict=True):  # type: ignore[arg-type]
@@ -260,7 +291,7 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
         else:
             raise TraceError(f"the model writes to {spec.target} in its forward ({spec.kind.name}); only buffers and inputs can be written")
         outputs.append(new(value))
-    graph.output(tuple(outputs))
+    graph.output((*outputs, *assigned))
     return tuple(mutations), asked
 
 
@@ -313,3 +344,16 @@ def worth_symbols(traced: Traced) -> bool:
         if node.target in ATTENTION and any(isinstance(size, sympy.Expr) for size in symbolic_shape(node.args[0].meta["val"])):
             return True
     return False
+
+
+def check_sizes_known(traced: Traced) -> None:
+    """Raise TraceError if the size of a tensor is read from another, whose content is not fixed: it cannot be divided in advance."""
+    for node in traced.gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and any(unbacked_symbols(size) for size in value.shape):
+            frames = [line.strip() for line in node.meta.get("stack_trace", "").strip().splitlines()]
+            raise TraceError(
+                f"the size of a tensor depends on data that changes with every call, so it cannot be divided over ranks\n"
+                f"  operator: {node.target}\n  where:    {' '.join(frames[-2:]) or 'unknown'}\n"
+                "  try:      a mask instead of a selection, so that sizes stay the same"
+            )

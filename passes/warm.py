@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from seqpar.passes.compat import pytree
-
 CONTAINERS = (list, dict, set)
 
 
 def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], watch: AbstractContextManager[Any] | None = None) -> Exception | None:
     """Run `model` once eagerly, so that tables it memoises hold real tensors before it is traced.
 
-    `watch` is active during the call. Not done on meta tensors. Buffers the call writes and the random state are put back. Returns the exception of a call that failed
-    (for example out of memory: the tracer copes without), else None.
+    `watch` is active during the call. The model may write to the inputs: pass copies. Not done on meta tensors. Buffers the call writes
+    and the random state are put back. Returns the exception of a call that failed (for example out of memory: the tracer copes
+    without), else None.
     """
     state = list(model.parameters()) + list(model.buffers())
     if any(tensor.device.type == "meta" for tensor in state):
@@ -26,10 +25,9 @@ def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in state if tensor.device.type == "cuda"}
     failure: Exception | None = None
-    # Inputs are cloned because the model may write to them; inference mode would leave inference tensors in the tables.
+    # Inference mode would leave inference tensors in the tables.
     with torch.random.fork_rng(devices=sorted({device.index or 0 for device in devices})), torch.inference_mode(False), torch.no_grad():
         try:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
             with watch or nullcontext():
                 model(*args, **kwargs)
         except Exception as error:  # whatever it is, tracing will tell more about it

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import torch.distributed as dist
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -13,6 +15,8 @@ def python_blocks():
 def run_blocks(blocks):
     namespace = {"__name__": "readme"}
     for number, block in enumerate(blocks, 1):
+        if "seqpar.verify(" in block and dist.get_rank() > 0:
+            continue  # "without any launcher": one process
         exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
     return sorted(namespace)
 
@@ -21,7 +25,8 @@ def test_blocks_run(ranks):
     blocks = python_blocks()
     assert len(blocks) == README.read_text().count("```python") > 0
     names = ranks.run(run_blocks, blocks, timeout=500)
-    assert all({"fast", "plan", "report"} <= set(names_of_rank) for names_of_rank in names)
+    assert {"fast", "plan", "report"} <= set(names[0])
+    assert all("fast" in names_of_rank for names_of_rank in names)
 
 
 def test_it_names_commands_that_exist():

@@ -42,6 +42,7 @@ from seqpar.verification import SimulatedInterpreter, difference, same_bits
 
 aten = torch.ops.aten
 RANKS = (2, 3, 4)
+FREE = Prices(byte=0.0, call=0.0, keys=0.0)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-6, torch.complex64: 1e-6, torch.complex128: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 MOVING = ("view", "parts", "index", "create")  # rule files whose operators must be exact
 REORDERED = 20  # a sum taken in parts may differ by so many times more, where its terms cancel
@@ -119,7 +120,8 @@ def candidates(inference: Inference, node: fx.Node) -> list[Claim]:
 def labels_for(inference: Inference, node: fx.Node, claim: Claim, ranks: int) -> Labels | None:
     """Everything sharded that the solver may shard, with the claim's atoms as the sequences; None if that leaves the node whole."""
     inference.sequences = dict.fromkeys(claim.atoms, 1)
-    problem = LabelProblem(inference, Degrees(ranks, 1), Prices(byte=0.0, call=0.0), set())
+    problem = LabelProblem(inference, Degrees(ranks, 1), FREE, set())
+    problem.divisible = set(inference.axes)  # constants too
     if claim.dim != REDUCED:
         problem._candidates[node] = claim.dim
     labels = problem.solve()
@@ -129,7 +131,7 @@ def labels_for(inference: Inference, node: fx.Node, claim: Claim, ranks: int) ->
 
 def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int, inputs: Sequence[Tensor], constants: Mapping[str, Tensor] | None = None) -> list[Any]:
     """Emit and run the programs of all ranks; outputs by rank. `constants`: what the graph gets by attribute."""
-    solution = Solution(labels, Degrees(ranks, 1), Prices(0.0, 0.0))
+    solution = Solution(labels, Degrees(ranks, 1), FREE)
     programs = []
     for rank in range(ranks):
         emitted = Emitter(graph, LayoutView(inference, solution, rank), {}).run()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from seqpar.errors import MeshError, SeqparError
 from seqpar.passes.pipeline import partition
@@ -25,7 +26,7 @@ from seqpar.passes.trace import Traced, trace
 from seqpar.tools.coverage_cases import all_cases
 from seqpar.tools.coverage_cases.case import Case
 from seqpar.tools.coverage_table import summary_line, table
-from seqpar.verification import verify_traced
+from seqpar.verification import difference, verify_traced
 
 MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "u2r2": (2, 2)}
 TIMEOUT_S = 120.0
@@ -77,14 +78,24 @@ def measure_mesh(traced: Traced, ulysses: int, ring: int, simulate: bool) -> Res
     return result | {"seconds": round(time.perf_counter() - started, 2)}
 
 
+def trace_error(case: Case, variant: str, traced: Traced) -> float:
+    """Relative difference between the traced graph and the model itself, run eagerly with the same weights and inputs."""
+    with torch.no_grad():
+        expected = tree_leaves(case.build()(**case.inputs(variant)))
+        found = traced.gm(*(traced.call.leaves[i].contiguous() for i in traced.input_positions))
+    return max((difference(f, e)[1] for f, e in zip(found, expected, strict=False) if isinstance(e, torch.Tensor)), default=0.0)
+
+
 def measure_variant(case: Case, variant: str) -> Result:
     """Trace once, then every mesh. The large variant is planned for one mesh and not simulated."""
     started = time.perf_counter()
     try:
         traced = trace(case.build(), (), case.inputs(variant), dynamic=False)
+        trace_err = trace_error(case, variant, traced)
     except Exception as error:
         return {"traced": False, **failure(error), "seconds": round(time.perf_counter() - started, 2)}
-    result: Result = {"traced": True, "nodes": len(traced.gm.graph.nodes), "seconds": round(time.perf_counter() - started, 2)}
+    seconds = round(time.perf_counter() - started, 2)
+    result: Result = {"traced": True, "trace_err": trace_err, "nodes": len(traced.gm.graph.nodes), "seconds": seconds}
     large = variant == "large"
     result["meshes"] = {name: measure_mesh(traced, u, r, not large) for name, (u, r) in MESHES.items() if not large or name in ("u2", "r2", "u2r2")}
     return result

@@ -3,6 +3,7 @@
 from typing import Any
 
 Result = dict[str, Any]
+TOLERANCE = 1e-5
 
 
 def entries(result: Result) -> list[tuple[str, str, Result]]:
@@ -22,11 +23,14 @@ def state(result: Result) -> str:
         return "UNTRACED"
     if any("error" in e for _, _, e in found):
         return "RAISED"
-    return "WRONG" if any(e.get("ok") is False for _, _, e in found) else "ok"
+    wrong = any(e.get("ok") is False for _, _, e in found) or any(e.get("trace_err", 0.0) > TOLERANCE for e in result["variants"].values())
+    return "WRONG" if wrong else "ok"
 
 
 def worst_error(result: Result) -> float:
-    return max((e["rel_err"] for _, _, e in entries(result) if "rel_err" in e), default=float("nan"))
+    """Of the simulated ranks against the traced graph, and of the traced graph against the model."""
+    errors = [e["rel_err"] for _, _, e in entries(result) if "rel_err" in e]
+    return max(errors + [e["trace_err"] for e in result["variants"].values() if "trace_err" in e], default=float("nan"))
 
 
 def fraction(result: Result, variant: str) -> float:

@@ -230,11 +230,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status is 1 if seqpar receives more bytes than diffusers anywhere."""
     options = parse(arguments)
-    sizes = Sizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sizes)})
-    meshes = [(options.ulysses or 1, options.ring or 1)] if options.ulysses or options.ring else list(DEFAULT_MESHES)
-    if min(min(mesh) for mesh in meshes) < 1 or (1, 1) in meshes:
+    given = [degree for degree in (options.ulysses, options.ring) if degree is not None]
+    if given and (min(given) < 1 or max(given) < 2):
         raise SystemExit("--ulysses and --ring must be >= 1, and one of them larger")
+    meshes = [(options.ulysses or 1, options.ring or 1)] if given else list(DEFAULT_MESHES)
     try:
+        sizes = Sizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sizes)})
         comparisons = compare(options.model, sizes, meshes, meta=options.meta)
     except SeqparError as error:
         raise SystemExit(str(error)) from error

@@ -22,7 +22,7 @@ def view(op: Op) -> None:
     sizes = op.table.sizes
     if any(sizes.hint(s) == 0 for s in (*op.shapes[0], *op.out_shape)):
         return
-    factors: list[tuple[Factor, int]] = [(f, d) for d in range(op.rank()) for f in op.axis(0, d)]
+    factors = _distinct_factors(op)
     outs = [(d, n) for d, n in enumerate(op.out_shape) if not (isinstance(n, int) and n == 1)]
     while factors or outs:
         taken, dims = _match(op, factors, outs)
@@ -33,15 +33,32 @@ def view(op: Op) -> None:
             if fused:
                 _place_fused(op, dims[0], axis, taken)
                 continue
-            for _, d in taken:
+            if all(d < 0 for _, d in taken):
+                op.set_out(dims[0], axis)
+            for d in {d for _, d in taken if d >= 0}:
                 op.place(0, d, dims[0], axis)
+
+
+def _distinct_factors(op: Op) -> list[tuple[Factor, int]]:
+    """(factor, dim) in row-major order. A factor that shares atoms with an earlier one (rows and columns numbered by one table) gets
+    atoms of its own and no dim, so that merging dims never makes it unclear which of them is cut."""
+    seen: set[int] = set()
+    factors: list[tuple[Factor, int]] = []
+    for d in range(op.rank()):
+        for factor in op.axis(0, d):
+            if seen & set(factor):
+                factors.append(((op.table.fresh(op.table.factor_length(factor)),), -1))
+            else:
+                factors.append((factor, d))
+            seen |= set(factor)
+    return factors
 
 
 def _place_fused(op: Op, out_dim: int, axis: tuple[Factor, ...], taken: list[tuple[Factor, int]]) -> None:
     """Part of the product became one new atom: that part needs whole operands, the rest still flows."""
     op.set_out(out_dim, axis)
     for factor, dim in taken:
-        if factor in axis:
+        if factor in axis and dim >= 0:
             op._flows.setdefault((0, dim), []).append(out_dim)
 
 

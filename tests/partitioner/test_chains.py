@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from seqpar.partitioner.cost import Prices
 from seqpar.partitioner.infer import infer
 from seqpar.partitioner.labels import Degrees, LabelProblem
 from seqpar.partitioner.lengths import Sizes
 from seqpar.passes.trace import trace
-from seqpar.tools.check_rules import fault, run_ranks
+from seqpar.tools.check_rules import FREE, fault, run_ranks
 from seqpar.tools.rule_samples import Sample
 
 
@@ -98,7 +97,9 @@ def test_every_choice_of_sequences_is_right(name):
     sharded = 0
     for choice, ranks in itertools.product(choices, (2, 3)):
         inference.sequences = {a: 1 + (a == choice[-1]) for a in choice}
-        labels = LabelProblem(inference, Degrees(ranks, 1), Prices(0.0, 0.0), set()).solve()
+        problem = LabelProblem(inference, Degrees(ranks, 1), FREE, set())
+        problem.divisible = set(inference.axes)  # constants too
+        labels = problem.solve()
         sharded += bool(labels.sharded)
         outputs = run_ranks(traced.gm.graph, inference, labels, ranks, inputs, traced.constants)
         assert fault(Sample(None, (), {}), expected, outputs, exact=False, slack=10) is None, [table.length(a) for a in choice]

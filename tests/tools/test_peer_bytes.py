@@ -17,38 +17,35 @@ WIDTH = 64
 
 @pytest.fixture(scope="module")
 def on_two_ranks():
-    return {c.model: c for c in peer_bytes.compare(PEER_MODELS, SIZES, [(2, 1)], meta=False)}
+    return peer_bytes.measure(PEER_MODELS, SIZES, [(2, 1)])
 
 
 @pytest.mark.parametrize("name", PEER_MODELS)
-def test_two_ranks_receive_no_more_than_those_of_diffusers(on_two_ranks, name):
-    found = on_two_ranks[name]
-    assert found.refusal == "" and found.diffusers.relative_error < 1e-5  # the peer is right, so its bytes count
-    assert found.measured.relative_error < 1e-5
-    assert (found.measured.bytes, found.measured.calls) == (found.planned.bytes, found.planned.calls)
-    assert found.bytes_ratio <= 1 and found.calls_ratio < 0.65
+def test_ranks_receive_no_more_than_those_of_diffusers(on_two_ranks, name):
+    theirs, refusal, ours = on_two_ranks[name, 2, 1]
+    theirs, ours = peer_bytes.Count(**theirs), peer_bytes.Count(**ours)
+    assert refusal == "" and theirs.relative_error < 1e-5 and ours.relative_error < 1e-5  # the peer is right, so its bytes count
+    assert ours.total_bytes <= theirs.total_bytes and ours.total_calls <= 0.56 * theirs.total_calls
+
+    found = peer_bytes.compare([name], SIZES, [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)], meta=True)
+    assert [c.refusal for c in found] == [""] * 5
+    assert max(c.bytes_ratio for c in found) <= 1, peer_bytes.table(found)
+    # Without ranks the same is counted as on real ones, by the plan as well.
+    assert (found[0].diffusers.bytes, found[0].diffusers.calls) == (theirs.bytes, theirs.calls)
+    assert (found[0].planned.bytes, found[0].planned.calls) == (ours.bytes, ours.calls)
 
 
-@pytest.mark.parametrize("name", PEER_MODELS)
-def test_other_meshes_receive_no_more(on_two_ranks, name):
-    meshes = [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)]
-    for found in peer_bytes.compare([name], SIZES, meshes, meta=True):
-        assert found.refusal == "" and found.bytes_ratio <= 1, found
-        if (found.ulysses, found.ring) == (2, 1):  # imagined ranks count what real ones count
-            real = on_two_ranks[name].diffusers
-            assert (found.diffusers.bytes, found.diffusers.calls) == (real.bytes, real.calls)
+LONG_TEXT = pytest.mark.xfail(strict=True, reason="with more text than picture, keys and values of the text travel instead of being computed everywhere")
 
 
-# What is left: the cost model prefers computing less to receiving less, or gathers a constant that every rank has.
-@pytest.mark.xfail(strict=True, reason="the cost model")
 @pytest.mark.parametrize(
     ("name", "sizes", "mesh"),
     [
         ("qwen-image", Sizes(4, 16, 2, 256, 32), (2, 1)),
         ("wan", Sizes(8, 64, 2, 2048, 512), (1, 2)),
         ("flux", Sizes(8, 64, 2, 256, 256), (4, 1)),
-        ("wan", Sizes(8, 32, 2, 64, 128), (2, 1)),
-        ("ltx-video", Sizes(8, 64, 2, 256, 256), (2, 2)),
+        pytest.param("wan", Sizes(8, 32, 2, 64, 128), (2, 1), marks=LONG_TEXT),
+        pytest.param("ltx-video", Sizes(8, 64, 2, 256, 256), (2, 2), marks=LONG_TEXT),
     ],
 )
 def test_short_sequences_receive_no_more(name, sizes, mesh):
@@ -58,20 +55,20 @@ def test_short_sequences_receive_no_more(name, sizes, mesh):
 
 def test_the_peer_is_counted_as_its_code_is_written():
     """Flux, 4 ranks: Ulysses exchanges q, k, v and the output of each block one by one; its ring gathers k and v at once."""
-    ulysses, ring = peer_bytes.compare(["flux"], SIZES, [(4, 1), (1, 4)], meta=True)
+    (ulysses, _), (ring, _) = (peer_bytes.imagined("flux", SIZES, *mesh) for mesh in ((4, 1), (1, 4)))
     part = (SIZES.tokens + SIZES.text_tokens) // 4 * WIDTH * 4
     output = SIZES.tokens * 16 * 4 * 3 // 4
-    assert ulysses.diffusers.bytes == {"all_to_all": 2 * 4 * part * 3 // 4, "ring": 0, "all_gather": output, "all_reduce": 0}
-    assert ulysses.diffusers.calls == {"all_to_all": 8, "ring": 0, "all_gather": 1, "all_reduce": 0}
-    assert ring.diffusers.bytes == {"all_to_all": 0, "ring": 0, "all_gather": 2 * 3 * 2 * part + output, "all_reduce": 0}
+    assert ulysses.bytes == {"all_to_all": 2 * 4 * part * 3 // 4, "ring": 0, "all_gather": output, "all_reduce": 0}
+    assert ulysses.calls == {"all_to_all": 8, "ring": 0, "all_gather": 1, "all_reduce": 0}
+    assert ring.bytes == {"all_to_all": 0, "ring": 0, "all_gather": 2 * 3 * 2 * part + output, "all_reduce": 0}
 
 
-def test_uneven_sizes_are_refused_by_diffusers_and_planned_here(capsys):
+def test_uneven_sizes_are_refused_by_diffusers_and_planned_here(capsys, tmp_path):
     arguments = ["--meta", "--model", "flux", "--ulysses", "2", "--tokens", "35", "--heads", "4", "--head-dim", "16", "--blocks", "2"]
-    assert peer_bytes.main(arguments) == 0
+    path = tmp_path / "counts.json"
+    assert peer_bytes.main([*arguments, "--json", str(path)]) == 0
     assert "cannot: AssertionError" in capsys.readouterr().out
-    assert peer_bytes.main([*arguments, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(path.read_text())
     assert found["diffusers"] is None and found["bytes_ratio"] is None and found["planned"]["bytes"]["all_to_all"] > 0
 
 
