@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.layout import LayoutView
+from seqpar.passes.compat import pytree
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced, trace
@@ -49,15 +51,21 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=dynamic)
-    return verify_traced(traced, ulysses=ulysses, ring=ring)
+    with torch.no_grad():
+        expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
 
 
-def verify_traced(traced: Traced, *, ulysses: int, ring: int) -> Report:
-    """`verify` for a model that is traced already; its example inputs are the ones compared."""
+def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None) -> Report:
+    """`verify` for a model that is traced already; its example inputs are the ones compared.
+
+    expected: the model's own outputs as leaves; without them, those of the traced graph.
+    """
     partitioned = partition(traced, ulysses=ulysses, ring=ring)
     inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)
+        reference = reference if expected is None else [*expected, *reference[len(expected) :]]
         outputs = simulate(partitioned, inputs)
     absolute, relative, ok = compare(reference, outputs, attention_tolerance(traced.gm.graph))
     divergence = None if ok else find_divergence(partitioned, inputs)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from seqpar.partitioner.cost import matmul_flops
+from seqpar.passes.compat import pytree
 from seqpar.runtime.counting import CountingGroup, Traffic
 from seqpar.runtime.ring import ring_attention, split_kv_attention
 

@@ -14,12 +14,14 @@ from seqpar.partitioner.lengths import Length, total
 from seqpar.partitioner.op import bind_arguments
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.halo import halo
+from seqpar.runtime.strided import as_complex
 
 if TYPE_CHECKING:
     from seqpar.passes.emit import Emitter
 
 aten = torch.ops.aten
-VIEWS = (aten.view.default, aten._unsafe_view.default)
+# A local value, or the result of an exchange, may have strides that the whole value did not have.
+STRIDED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default, aten.view_as_complex.default: as_complex}
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 TORCH = os.path.dirname(torch.__file__) + os.sep
 
@@ -30,8 +32,7 @@ def localise(emitter: Emitter, node: Node, relation: Relation) -> Call:
     call: Call = node.target, node.args, dict(node.kwargs)
     if rewrite is not None and _touched(emitter, node, relation):
         call = KINDS[rewrite.kind](emitter, node, relation)
-    # A local value, or the result of an exchange, may have strides that the whole value did not have.
-    return (aten.reshape.default, *call[1:]) if call[0] in VIEWS else call
+    return (STRIDED.get(call[0], call[0]), *call[1:])
 
 
 def _touched(emitter: Emitter, node: Node, relation: Relation) -> bool:

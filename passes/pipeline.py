@@ -31,6 +31,8 @@ from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
 
+CLEARLY = 0.97  # parts of whole rows are less even than parts cut anywhere
+
 
 class Partitioned:
     """A traced model partitioned for a mesh: its plan, and the program of every rank (made on demand)."""
@@ -205,12 +207,13 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 
 
 def _cheaper(inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None) -> tuple[Inference, Solution]:
-    """Cut sequences that are grids at any position, between frames or between rows: the latter two keep convolutions on the grid sharded."""
+    """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
     for factor in (0, 1):
         other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
         trial = solve(other, degrees, machine)
-        if trial.labels.cost < best[1].labels.cost:
+        meshed = {n.name for n in solution.labels.exchanged} <= {n.name for n in trial.labels.exchanged}
+        if meshed and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best
 

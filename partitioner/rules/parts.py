@@ -93,6 +93,8 @@ def slice_(op: Op) -> None:
         op.carry(0, dim, dim)
         op.rewrite = Rewrite("slice", dim=dim, data=((), op.axis(0, dim)))
         return
+    if isinstance(length, int) and not isinstance(op.out_shape[dim], int):
+        return  # as many rows of a table as the inputs need: cutting the table there would compare unrelated sizes
     if isinstance(op.out_shape[dim], int) and op.out_shape[dim] == 1:
         return  # one position: cheaper to hold whole than to cut an atom for it
     if sizes.hint(op.out_shape[dim]) <= 0:

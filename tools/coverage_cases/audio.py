@@ -1,4 +1,4 @@
-"""Transformers over sound, depth codes and robot-free oddities: sequences that are no grid of image tokens."""
+"""Transformers over sound, alone or beside video: sequences that are no grid of image tokens."""
 
 from typing import Any
 
@@ -115,8 +115,8 @@ def minimax(d: Draw) -> dict[str, Any]:
     }
 
 
-STABLE3 = {"io_channels": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "cond_token_dim": 24, "global_cond_dim": 20, "local_add_cond_dim": 5, "timestep_features_dim": 16, "num_memory_tokens": 3}
-LTX2 = {
+STABLE3: dict[str, Any] = {"io_channels": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "cond_token_dim": 24, "global_cond_dim": 20, "local_add_cond_dim": 5, "timestep_features_dim": 16, "num_memory_tokens": 3}
+LTX2: dict[str, Any] = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 4, "attention_head_dim": 8, "cross_attention_dim": 32, "audio_in_channels": 4, "audio_out_channels": 4,
     "audio_num_attention_heads": 4, "audio_attention_head_dim": 4, "audio_cross_attention_dim": 16, "num_layers": 2, "caption_channels": 24,
 }

@@ -1,7 +1,6 @@
 """What a coverage case is: how to build a tiny model, and how to draw inputs for it."""
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,14 +69,14 @@ class Draw:
         return self.normal(self.batch, self.text if length is None else length, width)
 
     def mask(self, length: int | None = None, dtype: torch.dtype = torch.bool, padded: int = 2) -> Tensor:
-        """[batch, text], with `padded` positions at the end of the last batch element that are padding (one of one is kept whole)."""
+        """[batch, text], ones; the last `padded` positions of the last batch element are zero."""
         length = self.text if length is None else length
         mask = torch.ones(self.batch, length)
         mask[-1, length - padded :] = 0
         return mask.to(dtype)
 
     def grid_ids(self, channels: int = 3) -> Tensor:
-        """[tokens, channels]: zeros, then row and column in the last two channels (third from the end counts from 0)."""
+        """[tokens, channels]: zeros, with row and column in the last two channels."""
         ids = torch.zeros(self.rows, self.cols, channels)
         ids[..., channels - 2] += torch.arange(self.rows)[:, None]
         ids[..., channels - 1] += torch.arange(self.cols)[None, :]
@@ -127,7 +126,3 @@ def rotary(length: int, width: int, theta: float = 10000.0) -> tuple[Tensor, Ten
     angles = torch.outer(torch.arange(length).float(), theta ** (-torch.arange(0, width, 2).float() / width))
     angles = angles.repeat_interleave(2, dim=1)
     return angles.cos(), angles.sin()
-
-
-def volume(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

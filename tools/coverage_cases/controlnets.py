@@ -10,14 +10,14 @@ from seqpar.tools.coverage_cases.images import hunyuan, sana, sd3, z_image
 from seqpar.tools.coverage_cases.streams import FLUX, QWEN, flux, qwen
 from seqpar.tools.coverage_cases.videos import COSMOS
 
-FLUX_CONTROL = {"in_channels": 16, "pooled_projection_dim": 20, "guidance_embeds": True, **FLUX}
-QWEN_CONTROL = {**QWEN, "in_channels": 16}
-SD3 = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "caption_projection_dim": 32, "pooled_projection_dim": 20, "pos_embed_max_size": 64}
-HUNYUAN = {
+FLUX_CONTROL: dict[str, Any] = {"in_channels": 16, "pooled_projection_dim": 20, "guidance_embeds": True, **FLUX}
+QWEN_CONTROL: dict[str, Any] = {**QWEN, "in_channels": 16}
+SD3: dict[str, Any] = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "caption_projection_dim": 32, "pooled_projection_dim": 20, "pos_embed_max_size": 64}
+HUNYUAN: dict[str, Any] = {
     "conditioning_channels": 3, "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8, "hidden_size": 32, "transformer_num_layers": 6,
     "cross_attention_dim": 24, "cross_attention_dim_t5": 16, "pooled_projection_dim": 16, "text_len": 4, "text_len_t5": 5,
 }
-SANA = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "num_cross_attention_heads": 4, "cross_attention_head_dim": 8, "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8}
+SANA: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "num_cross_attention_heads": 4, "cross_attention_head_dim": 8, "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8}
 
 
 def flux_control(d: Draw) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def cosmos_controlnet() -> nn.Module:
     from diffusers.models.controlnets import controlnet_cosmos
 
     if not hasattr(controlnet_cosmos, "transforms"):
-        controlnet_cosmos.transforms = NearestResize  # type: ignore[attr-defined]
+        controlnet_cosmos.transforms = NearestResize
     common = {k: v for k, v in COSMOS.items() if k in ("num_attention_heads", "attention_head_dim", "mlp_ratio", "text_embed_dim", "adaln_lora_dim", "max_size")}
     return controlnet_cosmos.CosmosControlNetModel(n_controlnet_blocks=2, in_channels=7, latent_channels=6, model_channels=48, **{**common, "encoder_hidden_states_channels": 24})
 

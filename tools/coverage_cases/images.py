@@ -112,7 +112,7 @@ def transformer_2d(d: Draw) -> dict[str, Any]:
     return {"hidden_states": d.image(32), "encoder_hidden_states": d.words(24)}
 
 
-FIBO2 = {"in_channels": 4, "dim": 48, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 4, "cap_feat_dim": 24, "injection_layer_ids": (1,), "perceiver_num_layers": 1, "min_num_gist_tokens": 4, "max_num_gist_tokens": 8, "gist_step": 4, "gist_min_text_len": 4, "gist_max_text_len": 64, "axes_dims": (4, 4, 4), "axes_lens": (64, 64, 64)}
+FIBO2: dict[str, Any] = {"in_channels": 4, "dim": 48, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 4, "cap_feat_dim": 24, "injection_layer_ids": (1,), "perceiver_num_layers": 1, "min_num_gist_tokens": 4, "max_num_gist_tokens": 8, "gist_step": 4, "gist_min_text_len": 4, "gist_max_text_len": 64, "axes_dims": (4, 4, 4), "axes_lens": (64, 64, 64)}
 
 CASES: tuple[Case, ...] = (
     diffusers_case("DiTTransformer2DModel", dit, num_attention_heads=4, attention_head_dim=8, num_layers=2, norm_num_groups=4, sample_size=8, num_embeds_ada_norm=10),

@@ -126,9 +126,9 @@ def cosmos3(d: Draw) -> dict[str, Any]:
     }
 
 
-HUNYUAN = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 24, "rope_axes_dim": (4, 4)}
-JOY = {"in_channels": 4, "hidden_size": 32, "num_attention_heads": 4, "text_dim": 24, "num_layers": 2, "rope_dim_list": [2, 2, 4]}
-PROTEIN = {
+HUNYUAN: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 24, "rope_axes_dim": (4, 4)}
+JOY: dict[str, Any] = {"in_channels": 4, "hidden_size": 32, "num_attention_heads": 4, "text_dim": 24, "num_layers": 2, "rope_dim_list": [2, 2, 4]}
+PROTEIN: dict[str, Any] = {
     "nlayers": 2, "token_dim": 32, "nheads": 4, "dim_cond": 16, "pair_repr_dim": 12, "latent_dim": 4, "token_type_emb_dim": 8, "t_emb_dim": 8, "seq_sep_dim": 8, "xt_pair_dist_dim": 6,
     "feats_seq": ("xt_bb_ca", "xt_local_latents", "token_type"), "feats_cond_seq": ("time_emb_bb_ca", "time_emb_local_latents"),
     "feats_pair_repr": ("xt_bb_ca_pair_dists", "token_bond_path_length"), "feats_pair_cond": ("time_emb_bb_ca",), "tri_mult_c": 8, "num_sequence_classes": 10,

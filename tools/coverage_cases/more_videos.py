@@ -142,20 +142,16 @@ def temporal(d: Draw) -> dict[str, Any]:
     return {"hidden_states": d.normal(d.batch * d.frames, 32, d.video_rows, d.video_cols), "num_frames": d.frames}
 
 
-def face_sizes() -> dict[str, int]:
-    return {"4": 8, "8": 8, "16": 8}
-
-
-HUNYUAN15 = {
+HUNYUAN15: dict[str, Any] = {
     "in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "num_refiner_layers": 1, "text_embed_dim": 24, "text_embed_2_dim": 20,
     "image_embed_dim": 16, "rope_axes_dim": (2, 2, 4), "target_size": 16,
 }
-CONSISID = {
+CONSISID: dict[str, Any] = {
     "is_train_face": True, "cross_attn_interval": 1, "cross_attn_dim_head": 8, "cross_attn_num_heads": 4, "LFE_id_dim": 16, "LFE_vit_dim": 16, "LFE_depth": 2, "LFE_dim_head": 8, "LFE_num_heads": 4,
     "LFE_num_id_token": 2, "LFE_num_querie": 4, "LFE_output_dim": 42, "LFE_ff_mult": 2, "LFE_num_scale": 2,
 }
-ANIMATE = {
-    "in_channels": 12, "latent_channels": 4, "image_dim": None, "motion_encoder_channel_sizes": face_sizes(), "motion_encoder_size": 16, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8,
+ANIMATE: dict[str, Any] = {
+    "in_channels": 12, "latent_channels": 4, "image_dim": None, "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8}, "motion_encoder_size": 16, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8,
     "face_encoder_hidden_dim": 16, "face_encoder_num_heads": 4, "inject_face_latents_blocks": 1,
 }
 

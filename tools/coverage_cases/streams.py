@@ -6,7 +6,7 @@ import torch
 
 from seqpar.tools.coverage_cases.case import Case, Draw, diffusers_case
 
-FLUX = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "axes_dims_rope": (2, 2, 4)}
+FLUX: dict[str, Any] = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "axes_dims_rope": (2, 2, 4)}
 
 
 def packed(d: Draw) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def prefix_moe(d: Draw) -> dict[str, Any]:
     return {**qwen(d), "img_shapes": [(1, d.rows, d.cols)] * d.batch}
 
 
-QWEN = {"in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "axes_dims_rope": (2, 2, 4)}
-NUCLEUS = {**QWEN, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 8), "num_experts": 4, "moe_intermediate_dim": 16, "capacity_factors": 2.0}
+QWEN: dict[str, Any] = {"in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "axes_dims_rope": (2, 2, 4)}
+NUCLEUS: dict[str, Any] = {**QWEN, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 8), "num_experts": 4, "moe_intermediate_dim": 16, "capacity_factors": 2.0}
 
 CASES: tuple[Case, ...] = (
     diffusers_case("FluxTransformer2DModel", flux, in_channels=16, pooled_projection_dim=20, guidance_embeds=True, **FLUX),

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from seqpar.tools.coverage_cases.case import Case, Draw
 
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-DECODER = {**SIZE, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 2048}
-VISION = {**SIZE, "image_size": 16, "patch_size": 4, "num_channels": 3}
+SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+DECODER: dict[str, Any] = {**SIZE, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 2048}
+VISION: dict[str, Any] = {**SIZE, "image_size": 16, "patch_size": 4, "num_channels": 3}
 
 
 def transformers_case(name: str, draw: Callable[[Draw], dict[str, Any]], /, config: str, **settings: Any) -> Case:

@@ -6,7 +6,7 @@ import torch
 
 from seqpar.tools.coverage_cases.case import Case, Draw, diffusers_case, rotary
 
-WAN = {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 24, "freq_dim": 16, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 64}
+WAN: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 24, "freq_dim": 16, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 64}
 
 
 def wan(d: Draw) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def skyreels(d: Draw) -> dict[str, Any]:
     return wan(d)
 
 
-HUNYUAN = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 24, "pooled_projection_dim": 20, "rope_axes_dim": (2, 2, 4)}
-COGVIDEO = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 24, "num_layers": 2, "use_rotary_positional_embeddings": True}
-COSMOS = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "mlp_ratio": 2.0, "text_embed_dim": 24, "adaln_lora_dim": 4, "max_size": (8, 64, 64), "concat_padding_mask": False}
+HUNYUAN: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 24, "pooled_projection_dim": 20, "rope_axes_dim": (2, 2, 4)}
+COGVIDEO: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 24, "num_layers": 2, "use_rotary_positional_embeddings": True}
+COSMOS: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "mlp_ratio": 2.0, "text_embed_dim": 24, "adaln_lora_dim": 4, "max_size": (8, 64, 64), "concat_padding_mask": False}
 
 CASES: tuple[Case, ...] = (
     diffusers_case("WanTransformer3DModel", wan, **WAN),

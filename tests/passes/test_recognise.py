@@ -1,0 +1,100 @@
+"""Attention written out in any of the usual ways uses the mesh."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqpar.passes.einsum import as_matrix_product
+from seqpar.passes.trace import trace
+from seqpar.verification import verify_traced
+
+HEADS, DIM = 4, 8
+
+
+def plain(q, k, v, mask):
+    return (q @ k.transpose(-1, -2) / math.sqrt(DIM)).softmax(-1) @ v
+
+
+def added_mask_in_float32(q, k, v, mask):
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -30.0)[:, None, None, :]
+    scores = torch.matmul(q, k.transpose(2, 3)) * DIM**-0.5 + bias
+    return torch.softmax(scores.float(), dim=-1).type_as(q) @ v
+
+
+def filled(q, k, v, mask):
+    return ((q @ k.mT) * DIM**-0.5).masked_fill(~mask[:, None, None, :], float("-inf")).softmax(-1) @ v
+
+
+def batched(q, k, v, mask):
+    batch, length = q.shape[0], q.shape[2]
+    q, k, v = (x.reshape(batch * HEADS, length, DIM) for x in (q, k, v))
+    scores = torch.baddbmm(torch.empty(batch * HEADS, length, length), q, k.transpose(1, 2), beta=0, alpha=DIM**-0.5)
+    return torch.bmm(scores.softmax(-1), v).view(batch, HEADS, length, DIM)
+
+
+def einsums(q, k, v, mask):
+    scores = torch.einsum("bhsd,bhtd->bhst", q, k).mul(DIM**-0.5)
+    return torch.einsum("bhst,bhtd->bhsd", scores.softmax(-1), v)
+
+
+class Model(nn.Module):
+    def __init__(self, attend) -> None:
+        super().__init__()
+        self.attend = attend
+        self.qkv, self.out = nn.Linear(HEADS * DIM, 3 * HEADS * DIM), nn.Linear(HEADS * DIM, HEADS * DIM)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        return self.out(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def example(length: int = 13) -> tuple[Tensor, Tensor]:
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[1, 9:] = False
+    return torch.randn(2, length, HEADS * DIM, generator=torch.Generator().manual_seed(0)), mask
+
+
+@pytest.mark.parametrize("attend", [plain, added_mask_in_float32, filled, batched, einsums])
+def test_uses_the_mesh(attend) -> None:
+    torch.manual_seed(0)
+    traced = trace(Model(attend).eval(), example(), {}, dynamic=False)
+    for ulysses, ring in ((2, 1), (1, 3), (2, 2)):
+        report = verify_traced(traced, ulysses=ulysses, ring=ring)
+        assert report.ok, report
+        strategies = [a.strategy for a in report.plan.attention]
+        assert strategies == ["+".join(n for n, d in (("ulysses", ulysses), ("ring", ring)) if d > 1)]
+
+
+def probabilities_kept(q, k, v, mask):
+    weights = (q @ k.transpose(-1, -2)).softmax(-1)
+    return weights @ v + weights.sum(-1, keepdim=True)
+
+
+def softmax_over_heads(q, k, v, mask):
+    return (q @ k.transpose(-1, -2)).softmax(1) @ v
+
+
+@pytest.mark.parametrize("attend", [probabilities_kept, softmax_over_heads])
+def test_left_alone_and_right(attend) -> None:
+    """No attention in the sense of the pass: still the same result."""
+    torch.manual_seed(0)
+    report = verify_traced(trace(Model(attend).eval(), example(), {}, dynamic=False), ulysses=2, ring=1)
+    assert report.ok and not report.plan.attention
+
+
+@pytest.mark.parametrize("equation", ["bij,bjk->bik", "bqhd,bkhd->bhqk", "ij,kj->ik", "abij,abkj->baik"])
+def test_einsum_as_matmul(equation: str) -> None:
+    product = as_matrix_product(equation)
+    assert product is not None
+    generator = torch.Generator().manual_seed(0)
+    sizes = {letter: n + 2 for n, letter in enumerate(sorted(set(equation) - set(",->")))}
+    a, b = (torch.randn([sizes[x] for x in side], generator=generator) for side in (product.left, product.right))
+    left, right, out = product.orders
+    torch.testing.assert_close((a.permute(left) @ b.permute(right)).permute(out), torch.einsum(equation, a, b))
+
+
+@pytest.mark.parametrize("equation", ["bij,bjk", "...ij,jk->...ik", "bii,bij->bj", "bi,bi->b", "bijk,bk->bij"])
+def test_other_einsums_are_no_matmul(equation: str) -> None:
+    assert as_matrix_product(equation) is None

@@ -1,0 +1,30 @@
+"""A convolution over parts with halos equals the convolution over the whole."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seqpar.runtime.halo import halo
+from seqpar.runtime.layout import parts_of, shard
+from seqpar.runtime.simulate import SimulatedWorld
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (5, 2), (3, 0)])
+@pytest.mark.parametrize("length", [8, 11])
+def test_conv1d(ranks: int, kernel: int, padding: int, length: int) -> None:
+    x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(4, 3, kernel, generator=torch.Generator().manual_seed(1))
+    before, after = padding, kernel - 1 - padding
+    whole = F.conv1d(F.pad(x, (before, after)), weight)
+    segments = [parts_of(length, ranks)]
+
+    def body(rank: int):
+        def run(groups):
+            part = shard(x, 2, segments, rank=rank)
+            return F.conv1d(halo(part, 2, before, after, group=groups["sp"]), weight)
+
+        return run
+
+    parts = SimulatedWorld(1, ranks).run([body(r) for r in range(ranks)])
+    torch.testing.assert_close(torch.cat(parts, 2), whole)
