@@ -65,7 +65,7 @@ def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, 
         return 2 * math.prod(out) * shapes[1][-1]
     if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
         return 2 * math.prod(out) * math.prod(shapes[1][1:])
-    if target is aten.scaled_dot_product_attention.default:
+    if target in (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention):
         return 2 * math.prod(out[:-1]) * shapes[1][-2] * (shapes[0][-1] + out[-1])
     return 0
 

@@ -38,7 +38,7 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
     local: set[Node] = set()
-    for members in _classes({n: attentions[n] for n in exchanged if _is_cross(attentions[n], inference)}, inference):
+    for members in _classes({n: attentions[n] for n in exchanged if is_cross(attentions[n], inference)}, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
         if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
             best = trial
@@ -47,7 +47,7 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     return Solution(best, degrees, price, reasons)
 
 
-def _is_cross(relation: Relation, inference: Inference) -> bool:
+def is_cross(relation: Relation, inference: Inference) -> bool:
     """Queries and keys have no positions in common."""
     queries, keys = (inference.table.roots(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
     return not queries & keys
@@ -67,7 +67,9 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
         spec = relation.attention
         out = nbytes(outputs_of(node)[0], sizes)
         k, v = (nbytes(relation.operands[i].meta["val"], sizes) for i in (spec.k, spec.v))
-        moved += (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
+        over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
+        # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
+        moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
     return prices(machine, work, moved, len(attentions), degrees.ranks)
 
 
@@ -83,6 +85,8 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
     queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
     if not queries or not keys:
         return "it has one query or one key"
+    if table.expand_axis(relation.out_axes[0][-2]) != queries:
+        return "its mask's rows are laid out unlike its queries"
     for axis in (queries, keys):
         if any(a in inference.sequences for f in axis[1:] for a in f):
             return "the cut factor of its sequence is not the outermost"

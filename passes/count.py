@@ -56,7 +56,10 @@ class CountInterpreter(fx.Interpreter):
             kwargs = {**kwargs, "device": "meta"}
         # Meta kernels do not always return the strides that real kernels do.
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
-        result = super().call_function(target, args, kwargs)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            result = whole_result(self.current)
+        else:
+            result = super().call_function(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)
         if flops:
             self.counts.flops[self.current.name] = flops
@@ -67,8 +70,14 @@ class CountInterpreter(fx.Interpreter):
         return super().run_node(n)
 
 
+def whole_result(node: fx.Node) -> Any:
+    """Meta tensors in place of the result of an operator that carries a program of its own; it always works on whole values."""
+    return pytree.tree_map(lambda v: torch.empty([int(s) for s in v.shape], dtype=v.dtype, device="meta") if isinstance(v, Tensor) else v, node.meta["val"])
+
+
 def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one executed call."""
+    result = result[0] if isinstance(target, torch._ops.HigherOrderOperator) and isinstance(result, tuple) else result
     if not isinstance(result, Tensor):
         return 0
     if target in (ring_attention, split_kv_attention):

@@ -180,6 +180,8 @@ class Emitter:
             return operands[n] if n in operands else self.any_value(n)
 
         emitted = self.call(target, map_arg(args, place), map_arg(kwargs, place))
+        if not relation.seen:  # works on whole values: what was traced is what comes out
+            emitted.meta["val"] = node.meta["val"]
         emitted = self.finish(node, relation, emitted)
         if isinstance(node.meta["val"], torch.Tensor):
             self.define(node, emitted)

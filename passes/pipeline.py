@@ -21,7 +21,7 @@ from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
-from seqpar.partitioner.solve import Solution, solve
+from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.compat import symbol_hints
 from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
@@ -209,11 +209,11 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 def _cheaper(inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
+    meshed = {n.name for n in solution.labels.exchanged if not is_cross(inference.relations[n], inference)}
     for factor in (0, 1):
         other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
         trial = solve(other, degrees, machine)
-        meshed = {n.name for n in solution.labels.exchanged} <= {n.name for n in trial.labels.exchanged}
-        if meshed and trial.labels.cost < CLEARLY * best[1].labels.cost:
+        if meshed <= {n.name for n in trial.labels.exchanged} and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best
 

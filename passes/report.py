@@ -51,7 +51,7 @@ def capped(rows: Iterable[str]) -> list[str]:
 
 
 def short(source: str) -> str:
-    """`…/site-packages/diffusers/x.py:12` -> `diffusers/x.py:12`; a user's own file keeps its path."""
+    """`…/site-packages/package/x.py:12` -> `package/x.py:12`; a user's own file keeps its path."""
     return source.rpartition("site-packages/")[2]
 
 

@@ -123,7 +123,8 @@ def _recorded(info: Any, dtype: torch.dtype, count: int, seen: Counter[Any]) -> 
     """Samples of one function; given up when they only arrive at overloads that were `seen` often enough."""
     direct = overloads_of(info)
     try:
-        for sample in itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=False), count):
+        # `info.sample_inputs` would inspect the stack for every sample, which is slow inside a test runner.
+        for sample in itertools.islice(info.sample_inputs_func(info, "cpu", dtype, False), count):
             with Recorder() as recorder:
                 info.op(sample.input, *sample.args, **sample.kwargs)
             fresh = [s for s in recorder.samples if seen[s.target] < 4 * count]

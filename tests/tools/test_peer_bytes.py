@@ -35,17 +35,14 @@ def test_ranks_receive_no_more_than_those_of_diffusers(on_two_ranks, name):
     assert (found[0].planned.bytes, found[0].planned.calls) == (ours.bytes, ours.calls)
 
 
-LONG_TEXT = pytest.mark.xfail(strict=True, reason="with more text than picture, keys and values of the text travel instead of being computed everywhere")
-
-
 @pytest.mark.parametrize(
     ("name", "sizes", "mesh"),
     [
         ("qwen-image", Sizes(4, 16, 2, 256, 32), (2, 1)),
         ("wan", Sizes(8, 64, 2, 2048, 512), (1, 2)),
         ("flux", Sizes(8, 64, 2, 256, 256), (4, 1)),
-        pytest.param("wan", Sizes(8, 32, 2, 64, 128), (2, 1), marks=LONG_TEXT),
-        pytest.param("ltx-video", Sizes(8, 64, 2, 256, 256), (2, 2), marks=LONG_TEXT),
+        ("wan", Sizes(8, 32, 2, 64, 128), (2, 1)),
+        ("ltx-video", Sizes(8, 64, 2, 256, 256), (2, 2)),
     ],
 )
 def test_short_sequences_receive_no_more(name, sizes, mesh):
