@@ -36,9 +36,9 @@ class Call:
         """The arguments by name, with other leaves."""
         return close_state(pytree.tree_unflatten(list(leaves), self.spec))
 
-    def bind(self, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def bind(self, arguments: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) of arguments by name."""
-        bound = inspect.BoundArguments(self.signature, arguments)  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, arguments)
         return bound.args, bound.kwargs
 
     def without_data(self) -> "Call":

@@ -58,6 +58,8 @@ class CountInterpreter(fx.Interpreter):
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
         if isinstance(target, torch._ops.HigherOrderOperator):
             result = whole_result(self.current)
+        elif target in (aten._local_scalar_dense.default, aten.item.default):
+            result = 1.0  # any number: no size follows from it
         else:
             result = super().call_function(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)

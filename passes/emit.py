@@ -139,7 +139,8 @@ class Emitter:
         before = product(self.view.factor_length(f, have) for f in axis[:place])
         after = product(self.view.factor_length(f, have) for f in axis[place + 1 :])
         shape = self._current_shape(node, x, layout_now, dim)
-        opened = self.call(aten.reshape.default, (x, [*shape[:dim], self.sizes.emit(before), -1, self.sizes.emit(after), *shape[dim + 1 :]]))
+        own = self.view.factor_length(axis[place], have)
+        opened = self.call(aten.reshape.default, (x, [*shape[:dim], *self.emit_lengths((before, own, after)), *shape[dim + 1 :]]))
         done = emit(opened, dim + 1, segments)
         length = self.view.axis_length(axis, want)
         return self.call(aten.reshape.default, (done, [*shape[:dim], self.sizes.emit(length), *shape[dim + 1 :]]))
@@ -219,4 +220,6 @@ class Emitter:
 
 
 def _is_size(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))
+    """True for a number that follows from sizes of the inputs (not for one read from the content of a tensor)."""
+    value = node.meta.get("val")
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int)) and not unbacked_symbols(value)

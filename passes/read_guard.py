@@ -28,7 +28,7 @@ from seqpar.passes.share import share_graph
 
 aten = torch.ops.aten
 # What these return depends on the shape of their first argument only; a number: what they fill with; None: an argument says it.
-FILLS = {
+FILLS: dict[Any, int | None] = {
     aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.empty_like.default: 0, aten.full_like.default: None,
     aten.new_zeros.default: 0, aten.new_ones.default: 1, aten.new_empty.default: 0, aten.new_full.default: None,
 }  # fmt: skip

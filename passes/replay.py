@@ -27,7 +27,8 @@ class Record:
     """One question a model asked about the content of a tensor.
 
     Invariants: `value` is what the guard compares, on the CPU: the tensor itself (`reduce` empty), or its `all()` or `any()` where
-    that decides the answer. `function` and `where` tell a reader who asked.
+    that decides the answer. `function` and `where` tell a reader who asked. `number`: a floating number, which may stay a symbol
+    where it decides nothing (`x * scale.item()`).
     """
 
     value: Tensor
@@ -35,6 +36,7 @@ class Record:
     answer: Any
     function: str
     where: str
+    number: bool = False
 
     def __post_init__(self) -> None:
         assert self.reduce in ("", "all", "any") and self.value.device.type == "cpu"
@@ -49,6 +51,12 @@ class FunctionReader(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.function = ""
+
+    def ask(self, tensor: Tensor, summarise: Callable[[Tensor], Any]) -> Any:
+        raise NotImplementedError
+
+    def ask_mask(self, mask: Tensor) -> Positions:
+        raise NotImplementedError
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         handler = HANDLERS.get(func)
@@ -69,7 +77,7 @@ class Recorder(FunctionReader):
         """The answer, from the content of `tensor`."""
         value = tensor.detach().cpu().clone()
         answer = summarise(value)
-        self.records.append(Record(value, "", answer, self.function, calling_line()))
+        self.records.append(Record(value, "", answer, self.function, calling_line(), self.function == "item" and value.is_floating_point()))
         return answer
 
     def ask_mask(self, mask: Tensor) -> Positions:
@@ -82,37 +90,48 @@ class Recorder(FunctionReader):
 
 
 class Replayer(FunctionReader):
-    """Active while tracing: repeats the answers in order, and collects what the guard has to compute."""
+    """Active while tracing: repeats the answers in order, and collects what the guard has to compute.
+
+    `numbers`: floating numbers are repeated as well; otherwise the tracer makes symbols of them, so that the program serves any value.
+    """
 
     replaying = True
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], numbers: bool = True) -> None:
         super().__init__()
-        self.records = tuple(records)
+        self.records, self.numbers = tuple(records), numbers
         self.asked: list[Tensor] = []
+        self.used: list[Record] = []  # those in `asked`
+        self.position = 0
         self.idle = not self.records
 
     def __enter__(self) -> Replayer:
-        self.asked = []  # torch.export runs a model more than once
+        self.asked, self.used, self.position = [], [], 0  # torch.export runs a model more than once
         return super().__enter__()
 
-    def _next(self, tensor: Tensor) -> Record:
-        if len(self.asked) == len(self.records):
+    def _next(self) -> Record:
+        if self.position == len(self.records):
             raise TraceError(f"{self.function} reads a value from a tensor at {calling_line()}, which the eager run of the example did not do")
-        record = self.records[len(self.asked)]
+        record = self.records[self.position]
         if record.function != self.function:
             raise TraceError(f"{self.function} reads a value from a tensor at {calling_line()}, where the eager run of the example called {record.function} at {record.where}")
-        # A copy, because the model may write to the tensor later.
-        self.asked.append(getattr(tensor, record.reduce)() if record.reduce else tensor.detach().clone())
+        self.position += 1
         return record
 
+    def _guard(self, tensor: Tensor, record: Record) -> Any:
+        # A copy, because the model may write to the tensor later.
+        self.asked.append(getattr(tensor, record.reduce)() if record.reduce else tensor.detach().clone())
+        self.used.append(record)
+        return record.answer
+
     def ask(self, tensor: Tensor, summarise: Callable[[Tensor], Any]) -> Any:
-        """The recorded answer."""
-        return self._next(tensor).answer
+        """The recorded answer; a floating number stays a symbol unless `numbers`."""
+        record = self._next()
+        return summarise(tensor) if record.number and not self.numbers else self._guard(tensor, record)
 
     def ask_mask(self, mask: Tensor) -> Positions:
         """The recorded positions."""
-        return self._next(mask).answer
+        return self._guard(mask, self._next())
 
 
 def record_reads(model: torch.nn.Module, call: Call) -> tuple[Exception | None, tuple[Record, ...]]:

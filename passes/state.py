@@ -79,7 +79,7 @@ def open_state(value: Any) -> Any:
 def close_state(value: Any) -> Any:
     """The inverse of `open_state`, with objects of their own."""
     if isinstance(value, Opened):
-        made = value.kind.__new__(value.kind)
+        made: Any = object.__new__(value.kind)
         made.__dict__.update({name: close_state(item) for name, item in value.attributes.items()})
         return made
     if type(value) in pytree.SUPPORTED_NODES:

@@ -161,13 +161,11 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     warm_failure, records = record_reads(model, call) if warm else (None, ())
     try:
         traced = trace_sizes(model, call, dynamic, records, warm_failure)
-    except ActivationRead:
+    except ActivationRead as refused:
         try:  # the tracer may cope with it: a read whose value changes no Python control flow
             traced = trace_sizes(model, call, dynamic, (), warm_failure)
         except TraceError:
-            traced = None
-        if traced is None:
-            raise
+            raise refused from None
     object.__setattr__(traced, "seconds", time.perf_counter() - started)
     return traced
 
@@ -195,10 +193,20 @@ def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, record
 
 def trace_once(model: torch.nn.Module, call: Call, records: tuple[Record, ...], *, symbolic: bool) -> Traced:
     """One export, with all sizes symbolic where possible or all fixed; what the model reads from tensors is taken from `records`."""
+    if any(record.number for record in records):
+        try:
+            return export(model, call, records, symbolic, numbers=False)
+        except TraceError:
+            pass  # a floating number decides something
+    return export(model, call, records, symbolic, numbers=True)
+
+
+def export(model: torch.nn.Module, call: Call, records: tuple[Record, ...], symbolic: bool, numbers: bool) -> Traced:
+    """`trace_once`, with floating numbers fixed (`numbers`) or as symbols."""
     positions = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
     # A program must not depend on the example's strides: a later non-contiguous input is made contiguous as well.
     leaves = tuple(call.leaves[i].detach().contiguous() for i in positions)
-    flat = FlatModel(model, call, positions, Replayer(records))
+    flat = FlatModel(model, call, positions, Replayer(records, numbers))
     flat.train(model.training)
     dims = (tuple({d: torch.export.Dim.AUTO for d in range(leaf.dim())} for leaf in leaves),) if symbolic else None
     with ExitStack() as stack:
@@ -214,12 +222,10 @@ def trace_once(model: torch.nn.Module, call: Call, records: tuple[Record, ...], 
             raise
         except Exception as error:
             raise trace_error(error, model) from error
-    return build(model, call, positions, flat.result, exported, records)
+    return build(model, call, positions, flat.result, exported, flat.replayer.used)
 
 
-def build(
-    model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: tuple[Record, ...] = ()
-) -> Traced:
+def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: Sequence[Record]) -> Traced:
     """Turn an exported program into a `Traced`: parameters become get_attr, checks go, outputs get their order."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -278,8 +284,8 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
             )
         value = next(user) if inside else literal
         outputs.append(new(value) if isinstance(value, fx.Node) else value)
-    assigned = [new(next(user)) for write in result.states for kind, _ in write.sources if kind == "output"]  # type: ignore[arg-type]
-    asked = [new(value) for value in user]  # type: ignore[arg-type]
+    assigned = [new(next(user)) for write in result.states for kind, _ in write.sources if kind == "output"]
+    asked = [new(value) for value in user]
     mutations: list[Mutation] = []
     for value, spec in zip(old.args[0], specs, strict=True):  # type: ignore[arg-type]
         if spec.kind is OutputKind.USER_OUTPUT:

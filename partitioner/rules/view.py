@@ -155,7 +155,7 @@ def repeat(op: Op) -> None:
             continue
         if isinstance(times, int) and times == 1:
             op.carry(0, dim, out_dim)
-        elif not op.is_one(0, dim) and isinstance(times, int):
+        elif not op.is_one(0, dim) and isinstance(times, int) and times > 0:
             axis = (*op.table.fresh_axis(times), *op.axis(0, dim))
             merged = op.merge(out_dim, axis)
             if merged == axis:

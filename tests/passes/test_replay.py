@@ -268,6 +268,21 @@ def test_sizes_that_depend_on_activations_stay_unknown_on_one_rank_and_are_refus
         verify_traced(traced, ulysses=1, ring=2)
 
 
+def test_a_number_that_decides_nothing_stays_a_symbol(caplog):
+    class Scaled(nn.Module):
+        def forward(self, x, scale, mask):
+            y = x[:, : int(mask.sum())] * scale.item()
+            return F.scaled_dot_product_attention(y, y, y)
+
+    model, mask = Scaled(), mask_of(5)[0]
+    fast = sp_compile(model, (x_of(), torch.tensor(0.3), mask), dynamic=False)
+    with torch.no_grad():
+        for scale in (0.3, 1.7, -2.0):
+            assert torch.equal(fast(x_of(), torch.tensor(scale), mask), model(x_of(), torch.tensor(scale), mask))
+    assert not fast._current.others
+    assert verify_traced(trace(model, (x_of(), torch.tensor(0.3), mask), {}, dynamic=False), ulysses=1, ring=2).ok
+
+
 def test_conditions_on_inputs_and_parameters_are_guarded():
     class Conditions(nn.Module):
         def __init__(self):
