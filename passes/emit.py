@@ -23,6 +23,7 @@ from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
+from seqpar.passes.compat import unbacked_symbols
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise, refuse_random
 from seqpar.runtime.groups import all_reduce
