@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from seqpar.compat import lookup_backend, outside_compiler
 from seqpar.compile import Compiler, check_degrees, sequence_mesh
 from seqpar.errors import SeqparError
 from seqpar.module import Program, without_gradients
 from seqpar.passes.arguments import canonical_call
-from seqpar.passes.compat import lookup_backend, outside_compiler
 from seqpar.passes.trace import Traced, trace
 
 OPTIONS = ("ulysses", "ring", "mesh", "backend")

@@ -13,9 +13,9 @@ import sympy
 import torch
 from torch import fx
 
+from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
-from seqpar.passes.compat import pytree
 from seqpar.passes.guards import failed_guard
 from seqpar.passes.trace import Traced
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary

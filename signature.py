@@ -9,9 +9,9 @@ from typing import Any
 import numpy
 import torch
 
+from seqpar.compat import pytree
 from seqpar.errors import SignatureError
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.compat import pytree
 from seqpar.passes.state import Opened, is_state
 
 Key = tuple[Any, ...]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.layout import LayoutView
-from seqpar.passes.compat import pytree
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced, trace

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+
+from seqpar.compat import pytree
 
 Config = dict[str, Any]
 
@@ -138,7 +139,7 @@ class Family:
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
     """Every tensor of a model's output, whatever its structure, in order."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import sympy
-from torch.utils._sympy.functions import FloorDiv
+
+from seqpar.compat import FloorDiv
 
 Length: TypeAlias = int | sympy.Expr
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from seqpar.compat import pytree
 from seqpar.errors import SignatureError
-from seqpar.passes.compat import pytree
 from seqpar.passes.state import close_state, open_state
 
 

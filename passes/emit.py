@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node, map_arg
 
+from seqpar.compat import unbacked_symbols
 from seqpar.partitioner.labels import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
@@ -23,7 +24,6 @@ from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
-from seqpar.passes.compat import unbacked_symbols
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise, refuse_random
 from seqpar.runtime.groups import all_reduce

@@ -13,9 +13,8 @@ import sympy
 import torch
 from torch.fx import Graph, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from seqpar.compat import PythonReferenceAnalysis, sympy_interp
 from seqpar.partitioner.lengths import Length
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import sympy
 
-from seqpar.passes.compat import shape_guards, symbol_range, symbolic_shape
+from seqpar.compat import shape_guards, symbol_range, symbolic_shape
 from seqpar.passes.trace import Traced
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx import Node
 
+from seqpar.compat import symbol_hints
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine, matmul_flops, node_work
 from seqpar.partitioner.infer import Inference, infer
@@ -22,7 +23,6 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
-from seqpar.passes.compat import symbol_hints
 from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
 from seqpar.passes.localise import source_line

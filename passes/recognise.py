@@ -118,7 +118,8 @@ def _same_batch(a: Node, b: Node) -> bool:
 
 def _scores(node: Node) -> Written | None:
     """Follow the softmax's input back to a product of two tensors."""
-    scale, masks = 1.0, []
+    scale = 1.0
+    masks: list[tuple[str, Node, float]] = []
     shape = [as_length(s) for s in node.meta["val"].shape]
     while True:
         args = bind_arguments(node) if hasattr(node.target, "_schema") else {}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from seqpar.passes.compat import pytree
+from seqpar.compat import pytree
 
 PLAIN = (
     bool, int, float, str, bytes, complex, range, enum.Enum, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,

@@ -20,9 +20,9 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
+from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph

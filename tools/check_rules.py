@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from seqpar.compat import pytree
 from seqpar.errors import SeqparError
 from seqpar.partitioner.cost import Prices
 from seqpar.partitioner.infer import Inference, infer

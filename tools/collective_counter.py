@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqpar.compat import TorchDispatchMode
 from seqpar.runtime.counting import Traffic
 from seqpar.runtime.groups import rank_of, size_of
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from seqpar.compat import pytree
 
 CompileModel = Callable[[torch.nn.Module, dict[str, Any]], torch.nn.Module]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from seqpar.compat import pytree
 from seqpar.errors import MeshError, SeqparError
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
@@ -81,7 +81,7 @@ def measure_mesh(traced: Traced, ulysses: int, ring: int, simulate: bool) -> Res
 def trace_error(case: Case, variant: str, traced: Traced) -> float:
     """Relative difference between the traced graph and the model itself, run eagerly with the same weights and inputs."""
     with torch.no_grad():
-        expected = tree_leaves(case.build()(**case.inputs(variant)))
+        expected = pytree.tree_leaves(case.build()(**case.inputs(variant)))
         found = traced.gm(*(traced.call.leaves[i].contiguous() for i in traced.input_positions))
     return max((difference(f, e)[1] for f, e in zip(found, expected, strict=False) if isinstance(e, torch.Tensor)), default=0.0)
 

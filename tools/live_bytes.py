@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from seqpar.compat import TorchDispatchMode, pytree
 
 
 class LiveBytes(TorchDispatchMode):
@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         self.peak = max(self.peak, self._now)

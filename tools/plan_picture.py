@@ -80,7 +80,8 @@ def draw(boxes: list[Stage], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 0.72 * len(boxes) + 0.6))
     nx.draw_networkx_edges(chain, positions, ax=axes, node_size=1800, arrowsize=9, edge_color="#666666")
     for i, box in enumerate(boxes):
-        axes.text(*positions[i], box.text(), ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": COLOURS[box.kind], "ec": "#888888"})
+        x, y = positions[i]
+        axes.text(x, y, box.text(), ha="center", va="center", fontsize=8, bbox={"boxstyle": "round", "fc": COLOURS[box.kind], "ec": "#888888"})
     axes.set_title(title, fontsize=9)
     axes.axis("off")
     figure.savefig(path, bbox_inches="tight")

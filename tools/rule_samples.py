@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqpar.compat import TorchDispatchMode, pytree
 from seqpar.errors import SeqparError
 from seqpar.partitioner.registry import registry
 

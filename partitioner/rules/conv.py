@@ -27,7 +27,7 @@ def conv(op: Op) -> None:
     for i in range(spatial):
         dim = i + 1 + batched
         kernel, padding, dilation = op.shapes[weight][i + 2], setting("padding", i), setting("dilation", i)
-        before, after = padding, dilation * (int(kernel) - 1) - padding  # type: ignore[arg-type]
+        before, after = padding, dilation * (int(kernel) - 1) - padding
         if setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
             continue
         if not op.is_one(x, dim):

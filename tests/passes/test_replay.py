@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from seqpar.compat import unbacked_symbols
 from seqpar.compile import sp_compile
 from seqpar.errors import TraceError
 from seqpar.models.randomise import randomise
-from seqpar.passes.compat import unbacked_symbols
 from seqpar.passes.read_guard import ActivationRead
 from seqpar.passes.reads import Positions
 from seqpar.passes.trace import trace

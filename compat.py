@@ -14,21 +14,31 @@ from typing import Any
 import sympy
 import torch
 import torch.utils._pytree as pytree
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from seqpar.errors import SeqparError
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "FloorDiv",
+    "HigherOrderOperator",
+    "PythonReferenceAnalysis",
     "ShapeEnv",
+    "TorchDispatchMode",
     "check_torch_version",
     "lookup_backend",
     "outside_compiler",
     "pytree",
     "quiet",
     "shape_guards",
+    "sympy_interp",
     "symbol_range",
     "symbolic_shape",
     "tolist_seen_by_modes",
