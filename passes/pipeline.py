@@ -19,7 +19,7 @@ from seqpar.partitioner.cost import Machine, matmul_flops, node_work
 from seqpar.partitioner.infer import Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
-from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
@@ -113,15 +113,39 @@ class Partitioned:
         return node_work(node, sizes) if is_contraction else 0
 
     def _counts(self) -> list[Counts]:
-        """Counts of every rank; ranks whose parts all have the same sizes share one run."""
+        """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""
+        degrees, example = self.solution.degrees, self._example()
+        known: dict[object, Counts] = {}
+        counts = []
+        for rank in range(degrees.ranks):
+            key = None if self.nothing_to_shard else self._sizes_of(rank)
+            if key not in known:
+                known[key] = count(self.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank)
+            counts.append(known[key])
+        return counts
+
+    def _sizes_of(self, rank: int) -> object:
+        """Everything the work and the traffic of a rank depend on: its parts, those of its ring row together, its heads, whether it is an edge."""
         degrees, table = self.solution.degrees, self.inference.table
-        example = self._example()
-        even = all(table.sizes.hint(table.length(a)) % degrees.ranks == 0 for a in self.inference.sequences)
-        heads = [table.sizes.hint(table.axis_length(r.operand_axes[r.attention.q][1])) for n, r in self.inference.relations.items() if n in self.solution.labels.exchanged]
-        if even and all(h % degrees.ulysses == 0 for h in heads) or self.nothing_to_shard:
-            only = count(self.program(0), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=0)
-            return [only] * degrees.ranks
-        return [count(self.program(r), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=r) for r in range(degrees.ranks)]
+        row, column = divmod(rank, degrees.ulysses)
+        lengths = [table.sizes.hint(table.length(a)) for a in self.inference.sequences]
+        own = tuple(part(n, rank, degrees.ranks) for n in lengths)
+        in_row = tuple(sum(int(part(n, row * degrees.ulysses + u, degrees.ranks)) for u in range(degrees.ulysses)) for n in lengths)
+        heads = {
+            table.sizes.hint(table.axis_length(r.operand_axes[i][1]))
+            for n, r in self.inference.relations.items()
+            if n in self.solution.labels.exchanged
+            for i in (r.attention.q, r.attention.k)
+        }
+        has_halo = any(r.halo for r in self.inference.relations.values())
+        edge = (rank == 0, rank == degrees.ranks - 1) if has_halo else ()
+        return (
+            own,
+            in_row,
+            tuple(part(h, column, degrees.ulysses) for h in sorted(heads)),
+            column if any(h % degrees.ulysses for h in heads) else 0,
+            edge,
+        )
 
     def _example(self) -> list[torch.Tensor]:
         hint = self.inference.table.sizes.hint
@@ -160,7 +184,9 @@ class Partitioned:
         if not relation.seen:
             return "no rule for this operator"
         table, ranks = self.inference.table, self.solution.degrees.ranks
-        atoms = {a for axes in (*relation.operand_axes, *relation.out_axes) for axis in axes for a in table.roots(axis)} & self.inference.sequences.keys()
+        atoms = {
+            a for axes in (*relation.operand_axes, *relation.out_axes) for axis in axes for a in table.roots(axis)
+        } & self.inference.sequences.keys()
         if not atoms:
             return "has no sequence dim"
         if all(table.sizes.hint(table.length(a)) < ranks for a in atoms):
@@ -206,7 +232,9 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     return Partitioned(traced, inference, solution, seconds)
 
 
-def _cheaper(inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None) -> tuple[Inference, Solution]:
+def _cheaper(
+    inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None
+) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
     meshed = {n.name for n in solution.labels.exchanged if not is_cross(inference.relations[n], inference)}
@@ -226,4 +254,6 @@ def _check_heads(inference: Inference, degrees: Degrees) -> None:
         if r.attention is not None and len(outputs_of(n)[0].shape) == 4
     ]
     if heads and max(heads) < degrees.ulysses:
-        raise MeshError(f"ulysses={degrees.ulysses} exceeds the model's {max(heads)} attention heads. Use ring for the rest, for example ulysses={max(heads)} with a larger ring")
+        raise MeshError(
+            f"ulysses={degrees.ulysses} exceeds the model's {max(heads)} attention heads. Use ring for the rest, for example ulysses={max(heads)} with a larger ring"
+        )
