@@ -127,7 +127,7 @@ def test_nearly_all_work_is_sharded_and_traffic_is_pinned(name):
         assert max(plan.flops_per_rank) == pytest.approx(listed + (plan.flops_total - listed) / plan.world_size, rel=5e-3), mesh
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "z-image", "sd3", "bagel", "pattern-rope"])
 def test_heads_that_cannot_be_divided_cost_no_more_than_they_must(name):
     found = traced(name, 5)
     for mesh in ("u2", "u4", "u2r2"):

@@ -21,7 +21,7 @@ import sys  # noqa: E402
 sys.modules["programs"] = programs
 _spec.loader.exec_module(programs)
 
-EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "120"))
+EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "80"))
 MESHES = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (4, 1), (1, 4), (3, 2))
 
 
