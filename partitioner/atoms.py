@@ -67,6 +67,10 @@ class AtomTable:
     def axis_length(self, axis: Axis) -> Length:
         return product(self.factor_length(f) for f in axis)
 
+    def example_length(self, axis: Axis) -> int:
+        """Length of an axis for the example inputs."""
+        return self.sizes.hint(self.axis_length(axis))
+
     # -- merging and cutting -------------------------------------------------------------------
     def _cut(self, atom: int, at: Length) -> Factor:
         parts = (self.fresh(at), self.fresh(minus(self._length[atom], at)))

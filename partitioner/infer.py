@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch.fx import Graph, Node
 
@@ -35,6 +36,15 @@ class Inference:
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])
+
+    @cached_property
+    def input_dependent(self) -> frozenset[Node]:
+        """Values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free."""
+        found: set[Node] = set()
+        for node in self.axes:
+            if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+                found.add(node)
+        return frozenset(found)
 
 
 def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None) -> Inference:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import sympy
@@ -65,7 +66,7 @@ def origin(node: Node) -> Node:
     return node
 
 
-def key_side(inference: Inference, local: set[Node]) -> set[Node]:
+def key_side(inference: Inference, local: Set[Node]) -> set[Node]:
     """Values that serve nothing but the keys and values of these attentions: a side input, computed whole on every rank."""
     found: set[Node] = set()
     for node in reversed(inference.axes):
@@ -74,7 +75,7 @@ def key_side(inference: Inference, local: set[Node]) -> set[Node]:
     return found
 
 
-def _reads_as_key(inference: Inference, user: Node, node: Node, local: set[Node]) -> bool:
+def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]) -> bool:
     if user not in local:
         return False
     relation = inference.relations[user]
@@ -88,7 +89,7 @@ class LabelProblem:
     exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are, with keys computed on every rank.
     """
 
-    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node], local: set[Node] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node], local: Set[Node] = frozenset()) -> None:
         self.inference = inference
         self.table = inference.table
         self.sizes = inference.table.sizes
@@ -100,17 +101,9 @@ class LabelProblem:
         self.gathers: dict[Key, int] = {}
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
-        self.divisible = self._input_dependent() - key_side(inference, local)
+        self.divisible = inference.input_dependent - key_side(inference, local)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
-
-    def _input_dependent(self) -> set[Node]:
-        """Values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free."""
-        found: set[Node] = set()
-        for node in self.inference.axes:
-            if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
-                found.add(node)
-        return found
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:

@@ -79,7 +79,7 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
     table = inference.table
     if not spec.plain:
         return "queries, keys and values do not all have four dims and one batch size"
-    heads = table.sizes.hint(table.axis_length(relation.operand_axes[spec.q][1]))
+    heads = table.example_length(relation.operand_axes[spec.q][1])
     if heads < degrees.ulysses:
         return f"{heads} heads cannot be divided over ulysses={degrees.ulysses}"
     queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))

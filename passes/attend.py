@@ -40,7 +40,7 @@ class Exchange:
         self.rows = self._atoms(self.spec.q, QUERY)
         self.columns = self._atoms(self.spec.k, KEYS)
         self.results = self._atoms(self.spec.q, len(relation.out_axes[0]) - 2)
-        q_heads, kv_heads = (emitter.view.inference.table.sizes.hint(emitter.view.inference.table.axis_length(relation.operand_axes[i][1])) for i in (self.spec.q, self.spec.k))
+        q_heads, kv_heads = (emitter.view.inference.table.example_length(relation.operand_axes[i][1]) for i in (self.spec.q, self.spec.k))
         self.heads: HeadPlan = divide_heads(q_heads, kv_heads, self.ulysses)
 
     def _atoms(self, operand: int, role: int) -> list[tuple[int, bool]]:

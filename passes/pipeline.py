@@ -132,7 +132,7 @@ class Partitioned:
         own = tuple(part(n, rank, degrees.ranks) for n in lengths)
         in_row = tuple(sum(int(part(n, row * degrees.ulysses + u, degrees.ranks)) for u in range(degrees.ulysses)) for n in lengths)
         heads = {
-            table.sizes.hint(table.axis_length(r.operand_axes[i][1]))
+            table.example_length(r.operand_axes[i][1])
             for n, r in self.inference.relations.items()
             if n in self.solution.labels.exchanged
             for i in (r.attention.q, r.attention.k)
@@ -156,7 +156,7 @@ class Partitioned:
         view = LayoutView(self.inference, self.solution, 0)
         spec, degrees = relation.attention, self.solution.degrees
         queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
-        heads = self.inference.table.sizes.hint(self.inference.table.axis_length(relation.operand_axes[spec.q][1]))
+        heads = self.inference.table.example_length(relation.operand_axes[spec.q][1])
         if node in self.solution.labels.exchanged:
             strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1)
             why = "queries, keys and values exchanged over the mesh"
@@ -249,7 +249,7 @@ def _cheaper(
 def _check_heads(inference: Inference, degrees: Degrees) -> None:
     table = inference.table
     heads = [
-        table.sizes.hint(table.axis_length(r.operand_axes[r.attention.q][1]))
+        table.example_length(r.operand_axes[r.attention.q][1])
         for n, r in inference.relations.items()
         if r.attention is not None and len(outputs_of(n)[0].shape) == 4
     ]

@@ -121,7 +121,7 @@ def labels_for(inference: Inference, node: fx.Node, claim: Claim, ranks: int) ->
     """Everything sharded that the solver may shard, with the claim's atoms as the sequences; None if that leaves the node whole."""
     inference.sequences = dict.fromkeys(claim.atoms, 1)
     problem = LabelProblem(inference, Degrees(ranks, 1), FREE, set())
-    problem.divisible = set(inference.axes)  # constants too
+    problem.divisible = frozenset(inference.axes)  # constants too
     if claim.dim != REDUCED:
         problem._candidates[node] = claim.dim
     labels = problem.solve()

@@ -13,7 +13,6 @@ from seqpar.tools import check_rules
 from seqpar.tools.check_rules import Verdict, check_sample
 from seqpar.tools.rule_samples import Sample, aliased
 
-pytest.importorskip("expecttest", reason="PyTorch's sample inputs need it")
 aten = torch.ops.aten
 
 
