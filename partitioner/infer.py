@@ -47,15 +47,16 @@ class Inference:
         return frozenset(found)
 
 
-def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None) -> Inference:
+def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
     cut: None makes a sequence that is a product one atom. A number makes that factor (0 frames, 1 rows) the one that can be cut, so that
     what the model does on the grid (convolutions) can stay sharded.
+    batch: what attentions have in their batch counts as the sequence, instead of their rows.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = {}
     for _ in range(MAX_READINGS):
-        result = _read(graph, sizes, fused, cut or 0)
+        result = _read(graph, sizes, fused, cut or 0, batch)
         marks = _products_to_fuse(result) if cut is None else {}
         if not marks.keys() - fused.keys():
             break
@@ -64,7 +65,7 @@ def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None) -> Inference:
     return result
 
 
-def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int) -> Inference:
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool) -> Inference:
     sizes.forget_conditions()
     result = Inference(AtomTable(sizes))
     for node in graph.nodes:
@@ -76,8 +77,20 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
                 _read_getitem(node, result)
             elif outs:
                 _read_call(node, result, fused)
-    _collect_sequences(result, cut)
+    if batch:
+        _collect_batches(result)
+    else:
+        _collect_sequences(result, cut)
     return result
+
+
+def _collect_batches(result: Inference) -> None:
+    """Heads are no batch: they are the dim before the rows, if there are four dims."""
+    for relation in result.relations.values():
+        if relation.attention is not None:
+            axes = relation.out_axes[0]
+            for atom in (a for axis in axes[: max(1, len(axes) - 3)] for a in result.table.roots(axis)):
+                result.sequences[atom] = result.table.sizes.hint(result.table.length(atom))
 
 
 def _read_getitem(node: Node, result: Inference) -> None:

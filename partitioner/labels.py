@@ -5,6 +5,7 @@ A vertex says "yes" for sharded. Prices (in operations, `cost.Prices`):
     whole             the work of this atom's positions on every rank
     sharded           1/N of it
     sharded -> whole  the bytes of the all-gather, paid once for all readers of a value
+    sharded -> other  a switch to another dim in the readers' phase: 1/N of a gather
     whole -> sharded  nothing: a local slice
 
 With the strategy of every attention fixed these are all the prices there are, so the cut is the optimum.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import sympy
@@ -87,18 +88,29 @@ class LabelProblem:
     """Builds and solves the cut for one choice of attention strategies.
 
     exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are, with keys computed on every rank.
+    prefer: node -> atoms to shard there rather than the heaviest (see `phases`).
     """
 
-    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices, exchanged: set[Node], local: Set[Node] = frozenset()) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        degrees: Degrees,
+        prices: Prices,
+        exchanged: set[Node],
+        local: Set[Node] = frozenset(),
+        prefer: Mapping[Node, Set[int]] | None = None,
+    ) -> None:
         self.inference = inference
         self.table = inference.table
         self.sizes = inference.table.sizes
         self.degrees = degrees
         self.prices = prices
         self.exchanged = exchanged
+        self.prefer = prefer or {}
         self.problem = CutProblem()
         self.vertices: dict[Key, int] = {}
         self.gathers: dict[Key, int] = {}
+        self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
         self.divisible = inference.input_dependent - key_side(inference, local)
@@ -111,14 +123,17 @@ class LabelProblem:
         known = self._atoms.get((node, dim))
         if known is None:
             axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
-            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in self._heaviest_factor(axis)))
+            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in self._heaviest_factor(node, axis)))
         return known
 
-    def _heaviest_factor(self, axis: Axis) -> list[int]:
+    def _weight(self, node: Node, atom: int) -> tuple[bool, int]:
+        return atom in self.prefer.get(origin(node), ()), self.inference.sequences[atom]
+
+    def _heaviest_factor(self, node: Node, axis: Axis) -> list[int]:
         """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
         factors = self.table.expand_axis(axis)
         found = [[a for a in f if a in self.inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-        return max(found, key=lambda atoms: max((self.inference.sequences[a] for a in atoms), default=-1), default=[])
+        return max(found, key=lambda atoms: max((self._weight(node, a) for a in atoms), default=(False, -1)), default=[])
 
     def candidate(self, node: Node) -> int | None:
         """The one dim of a value that may be sharded: the one with the heaviest sequence."""
@@ -130,9 +145,9 @@ class LabelProblem:
     def _find_candidate(self, node: Node) -> int | None:
         if node in self.exchanged:
             return len(self.inference.axes[node][0]) - 2
-        best: tuple[int, int] | None = None
+        best: tuple[tuple[bool, int], int] | None = None
         for dim in range(max((len(a) for a in self.inference.axes[node]), default=0)):
-            weights = [self.inference.sequences[a] for a in self.atoms(node, dim)]
+            weights = [self._weight(node, a) for a in self.atoms(node, dim)]
             if weights and (best is None or max(weights) > best[0]):
                 best = (max(weights), dim)
         return None if best is None else best[1]
@@ -238,9 +253,12 @@ class LabelProblem:
             dim = self.candidate(operand)
             if dim is None:
                 continue
-            for atom in self.atoms(origin(operand), dim) if origin(operand) is not operand else self.atoms(operand, dim):
-                if atom not in self.table.roots(self.inference.axes[operand][0][dim]):
-                    continue
+            atoms = [a for a in self.atoms(origin(operand), dim) if a in self.table.roots(self.inference.axes[operand][0][dim])]
+            turned = self._turned(node, relation, i, atoms, out_dim) if self.prefer else []
+            if turned:
+                self._read_turned(operand, dim, atoms, turned, node)
+                continue
+            for atom in atoms:
                 target = self._target(node, relation, i, dim, atom, out_dim)
                 if target is not None:
                     self._read(operand, dim, atom, target)
@@ -248,6 +266,34 @@ class LabelProblem:
                         reduced.append(target)
         for a, b in zip(reduced, reduced[1:], strict=False):
             self.problem.tie(a, b)
+
+    def _turned(self, node: Node, relation: Relation, i: int, atoms: list[int], out_dim: int | None) -> list[int]:
+        """The node's atoms if it is in another phase than its operand, which has them in another place."""
+        if out_dim is None or set(atoms) & set(self.atoms(node, out_dim)):
+            return []
+        axes = [axis for d, axis in enumerate(relation.operand_axes[i]) if out_dim in relation.flows.get((i, d), ())]
+        found = [a for a in self.atoms(node, out_dim) if any(a in self.table.roots(axis) for axis in axes)]
+        return found if all((node, out_dim, a) in self.vertices for a in found) else []
+
+    def _read_turned(self, operand: Node, dim: int, atoms: list[int], turned: list[int], node: Node) -> None:
+        """A sharded operand is switched if the node is sharded, else gathered."""
+        copy = self.switches.get((operand, frozenset(turned)))
+        if copy is None:
+            copy = self.switches[operand, frozenset(turned)] = self.problem.vertex()
+            for atom in atoms:
+                vertex = self.vertices.get((origin(operand), dim, atom))
+                if vertex is not None:
+                    moved = self._moved(operand, dim, atom) * self.prices.byte
+                    self.problem.yes_cost[vertex] += moved / self.degrees.ranks + self.prices.call
+                    self.problem.edge(vertex, copy, moved * (1 - 1 / self.degrees.ranks))
+        out_dim = self.candidate(node)
+        for atom in turned:
+            self.problem.edge(copy, self.vertices[node, out_dim, atom], INF)  # type: ignore[index]
+
+    def _moved(self, operand: Node, dim: int, atom: int) -> float:
+        """Bytes that a gather of one atom brings to every rank."""
+        share = self._share(self.inference.axes[operand][0][dim], atom)
+        return nbytes(operand.meta["val"], self.sizes) * share * (1 - 1 / self.degrees.ranks)
 
     def _target(self, node: Node, relation: Relation, i: int, dim: int, atom: int, out_dim: int | None) -> int | None:
         """The vertex that must say the same as the operand's atom; `whole` if it has to be gathered; None if it is not needed."""
@@ -288,9 +334,7 @@ class LabelProblem:
         gather = self.gathers.get(gather_key)
         if gather is None:
             gather = self.gathers[gather_key] = self.problem.vertex()
-            share = self._share(self.inference.axes[operand][0][dim], atom)
-            moved = nbytes(operand.meta["val"], self.sizes) * share * (1 - 1 / self.degrees.ranks)
-            self.problem.edge(vertex, gather, moved * self.prices.byte + self.prices.call)
+            self.problem.edge(vertex, gather, self._moved(operand, dim, atom) * self.prices.byte + self.prices.call)
         self.problem.edge(gather, target, INF)
 
     def _add_results(self) -> None:

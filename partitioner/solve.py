@@ -3,6 +3,7 @@
 For fixed strategies the labels are an exact minimum cut. An attention whose keys are among its queries (self, joint, prefix)
 uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys computed on
 every rank: tried class by class of equal attentions, and kept unless that repeats more work than the collectives it saves are worth.
+Last, attentions whose batch holds another sequence are tried along their batch, with the cut switching between the two (`phases`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from seqpar.partitioner.cost import Machine, Prices, nbytes, node_work, prices
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
 from seqpar.partitioner.op import outputs_of, shape_of
+from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation
 
 
 @dataclass
 class Solution:
-    """Labels plus, for every attention node, why it attends as it does. `costs`: strategy -> price, for explanations."""
+    """Labels plus, for every attention node, why it attends as it does. `along_batch`: attentions divided along their batch."""
 
     labels: Labels
     degrees: Degrees
     prices: Prices
     reasons: dict[Node, str] = field(default_factory=dict)
+    along_batch: frozenset[Node] = frozenset()
 
 
 def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None) -> Solution:
@@ -44,7 +47,14 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
-    return Solution(best, degrees, price, reasons)
+    phases = choose_phases(inference, degrees, price, exchanged)
+    if phases is None:
+        return Solution(best, degrees, price, reasons)
+    trial = LabelProblem(inference, degrees, price, best.exchanged - phases.along_batch, local, phases.prefer).solve()
+    spared = len(phases.along_batch & best.exchanged) * _calls(degrees) * price.call
+    if trial.cost >= best.cost + spared:
+        return Solution(best, degrees, price, reasons)
+    return Solution(trial, degrees, price, reasons, phases.along_batch)
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:

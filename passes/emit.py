@@ -26,6 +26,7 @@ from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise, refuse_random
+from seqpar.passes.turn import emit_switch, switch_places
 from seqpar.runtime.groups import all_reduce
 from seqpar.runtime.layout import first_rank, gather, shard
 
@@ -105,6 +106,9 @@ class Emitter:
             have = next(iter(known))
             # gather first: gathering is what other readers of a wider layout share
             middle = tuple(h & w for h, w in zip(have, layout, strict=True))
+            if middle not in known and not any(middle) and (places := switch_places(self, node, have, layout)):
+                known[layout] = emit_switch(self, node, known[have], have, layout, places)
+                return known[layout]
             if middle not in known:
                 known[middle] = self._gather(node, known[have], have, middle)
             if layout not in known:
@@ -171,7 +175,7 @@ class Emitter:
         if node in self.view.labels.exchanged:
             self.define(node, emit_exchange(self, node, relation, operands))
             return
-        if relation.attention is not None and relation.attention.is_causal and any(self.view.produced(node)):
+        if relation.attention is not None and relation.attention.is_causal and self.view.produced(node)[-2]:
             self.define(node, emit_local_causal(self, node, relation, operands))
             return
         target, args, kwargs = localise(self, node, relation)

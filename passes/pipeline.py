@@ -163,7 +163,8 @@ class Partitioned:
         else:
             cut = any(view.produced(node))
             strategy = "local" if cut else "replicated"
-            why = "keys are whole on every rank: nothing moves" if cut else self.solution.reasons.get(node, "one rank")
+            along_batch = node in self.solution.along_batch and "its batch is sharded: nothing moves"
+            why = along_batch or "keys are whole on every rank: nothing moves" if cut else self.solution.reasons.get(node, "one rank")
         return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
 
     def _replicated(self, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
@@ -227,6 +228,8 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     solution = solve(inference, degrees, machine)
     if inference.fused and degrees.ranks > 1:
         inference, solution = _cheaper(inference, solution, traced, degrees, machine)
+    if solution.reasons and not solution.labels.sharded:
+        inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
     return Partitioned(traced, inference, solution, seconds)
@@ -237,13 +240,22 @@ def _cheaper(
 ) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
-    meshed = {n.name for n in solution.labels.exchanged if not is_cross(inference.relations[n], inference)}
+    meshed = {n.name for n in solution.labels.exchanged | solution.along_batch if not is_cross(inference.relations[n], inference)}
     for factor in (0, 1):
         other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
         trial = solve(other, degrees, machine)
-        if meshed <= {n.name for n in trial.labels.exchanged} and trial.labels.cost < CLEARLY * best[1].labels.cost:
+        if meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch} and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best
+
+
+def _along_batch(
+    inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None
+) -> tuple[Inference, Solution]:
+    """No attention has rows for all ranks (few frames): what they have in their batch (pixels) is divided instead."""
+    other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), batch=True)
+    trial = solve(other, degrees, machine)
+    return (other, trial) if trial.labels.sharded else (inference, solution)
 
 
 def _check_heads(inference: Inference, degrees: Degrees) -> None:
