@@ -56,15 +56,15 @@ def _heaviest_pair(inference: Inference) -> tuple[Group, Group] | None:
     attentions = [(n, r) for n, r in inference.relations.items() if r.attention is not None]
     joined: list[set[int]] = []
     for _, relation in attentions:
-        rows = set(row_atoms(inference, relation))
-        apart = [g for g in joined if not g & rows]
-        joined = [*apart, rows.union(*(g for g in joined if g & rows))]
+        together = set(row_atoms(inference, relation))
+        together.update(*(g for g in joined if g & together))
+        joined = [*(g for g in joined if not g & together), together]
     work: dict[tuple[Group, Group], int] = {}
     for node, relation in attentions:
         rows, batch = row_atoms(inference, relation), batch_atoms(inference, relation)
         if not rows or not batch or rows & batch:
             continue
-        whole = [frozenset(g) for g in joined if g & rows or g & batch]
+        whole = [frozenset(g) for g in joined if g & (rows | batch)]
         if len(whole) == 2:
             pair = (whole[0], whole[1])
             work[pair] = work.get(pair, 0) + node_work(node, inference.table.sizes)
