@@ -10,6 +10,7 @@ import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch.fx import Graph, Node
 
 import seqpar.partitioner.rules  # noqa: F401  (fills the registry)
@@ -19,12 +20,19 @@ from seqpar.partitioner.op import Op, outputs_of, shape_of
 from seqpar.partitioner.registry import registry
 from seqpar.partitioner.relation import Relation
 
+aten = torch.ops.aten
 MAX_READINGS = 6
+MAX_STEPS = 8  # between a softmax and the product with the values
+SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
 
 
 @dataclass
 class Inference:
-    """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it)."""
+    """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it).
+
+    written: if the graph has no attention node, softmaxes that weigh the rows of a product: attention in a form of its own.
+    """
 
     table: AtomTable
     axes: dict[Node, tuple[tuple[Axis, ...], ...]] = field(default_factory=dict)
@@ -33,6 +41,7 @@ class Inference:
     conflicts: list[tuple[Axis, Node, int]] = field(default_factory=list)
     merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
     fused: bool = False
+    written: dict[Node, Node] = field(default_factory=dict)
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])
@@ -81,7 +90,39 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
         _collect_batches(result)
     else:
         _collect_sequences(result, cut)
+    if not any(r.attention is not None for r in result.relations.values()):
+        _collect_written(result, cut)
     return result
+
+
+def _collect_written(result: Inference, cut: int) -> None:
+    """Attention that is no scaled dot product (capped scores): its rows can be divided, with whole keys."""
+    hint = result.table.sizes.hint
+    for node, relation in result.relations.items():
+        product = _weighs(node) if node.target in SOFTMAX else None
+        rows = relation.out_axes[0][-2] if len(relation.out_axes[0]) > 1 else ()
+        if product is None or not rows or node.args[1] not in (-1, len(relation.out_axes[0]) - 1):
+            continue
+        result.written[node] = product
+        work = 1
+        for axis in relation.out_axes[0]:
+            work *= hint(result.table.axis_length(axis))
+        factors = result.table.expand_axis(rows)
+        for atom in factors[min(cut, len(factors) - 1)]:
+            result.sequences[atom] = result.sequences.get(atom, 0) + work
+
+
+def _weighs(softmax: Node) -> Node | None:
+    """The product whose left side a softmax becomes, with nothing but one chain of operators between."""
+    node = softmax
+    for _ in range(MAX_STEPS):
+        if len(node.users) != 1:
+            return None
+        user = next(iter(node.users))
+        if user.target in PRODUCTS:
+            return user if user.args[0] is node else None
+        node = user
+    return None
 
 
 def _collect_batches(result: Inference) -> None:

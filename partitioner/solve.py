@@ -35,7 +35,7 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded."""
     attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
     price = _prices(inference, attentions, degrees, machine or Machine())
-    if degrees.ranks == 1 or not attentions:
+    if degrees.ranks == 1 or not inference.sequences:
         return Solution(Labels(), degrees, price)
     reasons = {n: why for n, r in attentions.items() if (why := _cannot_exchange(n, r, inference, degrees))}
     exchanged = set(attentions) - set(reasons)
@@ -80,7 +80,9 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
         over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
         # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
         moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
-    return prices(machine, work, moved, len(attentions), degrees.ranks)
+    for product in inference.written.values():
+        moved += 2 * nbytes(product.args[1].meta["val"], sizes) * (1 - 1 / (u * r))  # type: ignore[union-attr]
+    return prices(machine, work, moved, len(attentions) + len(inference.written), degrees.ranks)
 
 
 def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> str | None:

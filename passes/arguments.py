@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Call:
     leaves: tuple[Any, ...]
     paths: tuple[str, ...]
     spec: Any
+    positional: int  # how many arguments the call gave by position
 
     def __post_init__(self) -> None:
         assert len(self.leaves) == len(self.paths) == self.spec.num_leaves
@@ -37,13 +38,24 @@ class Call:
         return close_state(pytree.tree_unflatten(list(leaves), self.spec))
 
     def bind(self, arguments: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) of arguments by name."""
-        bound = inspect.BoundArguments(self.signature, arguments)
-        return bound.args, bound.kwargs
+        """(args, kwargs) of arguments by name, given as the call gave them: wrappers of `forward` may look for names."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for i, (name, parameter) in enumerate(self.signature.parameters.items()):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args.extend(arguments[name])
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                kwargs.update(arguments[name])
+            elif parameter.kind is parameter.POSITIONAL_ONLY or (parameter.kind is parameter.POSITIONAL_OR_KEYWORD and i < self.positional):
+                args.append(arguments[name])
+            else:
+                kwargs[name] = arguments[name]
+        return tuple(args), kwargs
 
     def without_data(self) -> "Call":
         """The same call with meta tensors: what is kept of a call must not keep its tensors alive."""
-        return Call(self.signature, tuple(leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves), self.paths, self.spec)
+        leaves = tuple(leaf.detach().to("meta") if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves)
+        return replace(self, leaves=leaves)
 
 
 def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -59,7 +71,7 @@ def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
     bound.apply_defaults()
     with_paths, spec = pytree.tree_flatten_with_path(open_state(dict(bound.arguments)))
     paths = tuple(path_text(path) for path, _ in with_paths)
-    return Call(signature, tuple(leaf for _, leaf in with_paths), paths, spec)
+    return Call(signature, tuple(leaf for _, leaf in with_paths), paths, spec, len(args))
 
 
 def path_text(path: Sequence[Any]) -> str:

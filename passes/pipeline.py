@@ -46,7 +46,7 @@ class Partitioned:
 
     @property
     def nothing_to_shard(self) -> bool:
-        return not any(r.attention is not None for r in self.inference.relations.values())
+        return not self.inference.sequences
 
     @cached_property
     def conditions(self) -> list[sympy.Basic]:
@@ -101,7 +101,8 @@ class Partitioned:
             flops_per_rank=tuple(c.total_flops for c in counts),
             comm_bytes_per_rank={k: max(c.traffic.bytes[k] for c in counts) for k in kinds},
             comm_calls={k: max(c.traffic.calls[k] for c in counts) for k in kinds},
-            attention=tuple(self._attention(n, r) for n, r in self.inference.relations.items() if r.attention is not None),
+            attention=tuple(self._attention(n, r) for n, r in self.inference.relations.items() if r.attention is not None)
+            + tuple(self._written(n, self.inference.relations[n]) for n in self.inference.written),
             replicated_ops=self._replicated(whole),
             seconds=dict(self._seconds),
             nothing_to_shard=self.nothing_to_shard,
@@ -166,6 +167,15 @@ class Partitioned:
             along_batch = node in self.solution.along_batch and "its batch is sharded: nothing moves"
             why = along_batch or "keys are whole on every rank: nothing moves" if cut else self.solution.reasons.get(node, "one rank")
         return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
+
+    def _written(self, node: Node, relation: Relation) -> AttentionPlan:
+        """Attention that stays a product, a softmax and a product."""
+        view = LayoutView(self.inference, self.solution, 0)
+        layout = view.produced(node)
+        rows, keys = (view.axis_text(relation.out_axes[0][d], layout[d]) for d in (-2, -1))
+        strategy = "local" if any(layout) else "replicated"
+        heads = self.inference.table.example_length(relation.out_axes[0][-3]) if len(layout) > 2 else 1
+        return AttentionPlan(node.name, strategy, "written out in a form of its own: rows divided, keys whole", rows, keys, heads, one_line(node))
 
     def _replicated(self, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
         if self.solution.degrees.ranks == 1 or self.nothing_to_shard:

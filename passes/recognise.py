@@ -3,7 +3,8 @@
 Before: %s = aten.matmul(%q, %k_t); %m = aten.mul(%s, 0.25); %a = aten.add(%m, %mask); %p = aten.softmax(%a, -1); %o = aten.matmul(%p, %v)
 After:  %k = aten.transpose(%k_t, -2, -1); %o = aten.scaled_dot_product_attention(%q, %k, %v, %mask, 0.0, False, scale=0.25)
 
-Between the two products casts, clones, constant factors, added masks and masked fills are understood, as are `bmm` and `baddbmm`.
+Between the two products casts, clones, views that regroup batch and heads, constant factors, added masks and masked fills are understood,
+as are `bmm` and `baddbmm`.
 Anything else leaves the nodes as they are: correct, with whole keys.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from seqpar.partitioner.lengths import Length
 from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
 from seqpar.passes.einsum import MatrixProduct, einsum_product
 from seqpar.passes.share import with_graph
@@ -24,17 +26,35 @@ aten = torch.ops.aten
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
 CASTS = (aten._to_copy.default, aten.clone.default, aten.type_as.default, aten.alias.default, aten.detach.default)
+BETWEEN = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.masked_fill.Scalar, aten.add.Tensor)
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+
+
+ABSORBS = -5e8  # filling scores with less than this is the same as adding it
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Something between the product and the softmax: node added ("add"), or `value` put where node is true ("fill") or false ("keep").
+
+    lead: the scores' batch dims there. scale: what multiplied the scores afterwards.
+    """
+
+    kind: str
+    node: Node
+    value: float
+    lead: tuple[Length, ...]
+    scale: float = 1.0
 
 
 @dataclass
 class Written:
-    """An attention found: `scores` = q @ k_t, and what happens to them before the softmax. masks: (kind, node, fill value)."""
+    """An attention found: `scores` = q @ k_t, and what happens to them before the softmax."""
 
     q: Node
     k_t: Node
     scale: float = 1.0
-    masks: list[tuple[str, Node, float]] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
 
 
 def recognise_attention(gm: GraphModule) -> GraphModule:
@@ -49,7 +69,7 @@ def recognise_attention(gm: GraphModule) -> GraphModule:
         product = einsum_product(node)
         if product is not None:
             expand_einsum(graph, node, product)
-    changed = [rewrite(graph, node) for node in list(graph.nodes) if node.target in SOFTMAX]
+    changed = [rewrite(graph, node, gm) for node in list(graph.nodes) if node.target in SOFTMAX]
     if not any(changed):
         return gm
     graph.eliminate_dead_code()
@@ -67,24 +87,46 @@ def expand_einsum(graph: Graph, node: Node, product: MatrixProduct) -> None:
     graph.erase_node(node)
 
 
-def rewrite(graph: Graph, softmax: Node) -> bool:
+def rewrite(graph: Graph, softmax: Node, gm: GraphModule) -> bool:
     """Replace the attention around one softmax; False if it is none."""
     dim = bind_arguments(softmax)["dim"]
     if dim not in (-1, len(softmax.meta["val"].shape) - 1):
         return False
     product = _weighted_values(softmax)
-    found = _scores(softmax.args[0])  # type: ignore[arg-type]
+    found = _scores(softmax.args[0], gm)  # type: ignore[arg-type]
     if product is None or found is None:
         return False
     values = product.args[1]
-    if not isinstance(values, Node) or len({len(n.meta["val"].shape) for n in (found.q, found.k_t, values)}) != 1:
+    lead = _lead(softmax)
+    if not isinstance(values, Node) or not all(_regroups(n, lead) for n in (found.q, found.k_t, values)):
+        return False
+    if not all(m.lead == lead or _regroups(m.node, lead, m.lead) for m in found.masks):
         return False
     if found.q.meta["val"].dtype != values.meta["val"].dtype or found.k_t.meta["val"].dtype != values.meta["val"].dtype:
         return False
     with graph.inserting_before(product):
-        result = Builder(graph, product).attention(found, values, softmax)
+        build = Builder(graph, product)
+        result = build.like(build.attention(found, values, lead), product)
     product.replace_all_uses_with(result)
     return True
+
+
+def _lengths(node: Node) -> tuple[Length, ...]:
+    return tuple(as_length(s) for s in node.meta["val"].shape)
+
+
+def _lead(node: Node) -> tuple[Length, ...]:
+    return _lengths(node)[:-2]
+
+
+def _regroups(node: Node, lead: tuple[Length, ...], level: tuple[Length, ...] | None = None) -> bool:
+    """Whether `node` can have the batch dims `lead`: of as many dims already, or all of the scores' batch dims where it is used, in numbers."""
+    own = _lead(node)
+    if len(own) == len(lead) and level is None:
+        return True
+    if level is not None and all(n == 1 for n in own):
+        return True
+    return (level is None or own == level) and all(isinstance(n, int) for n in (*own, *lead)) and math.prod(own) == math.prod(lead)
 
 
 def _only_user(node: Node) -> Node | None:
@@ -99,7 +141,7 @@ def _weighted_values(softmax: Node) -> Node | None:
         if user is None:
             return None
         if user.target in PRODUCTS:
-            return user if user.args[0] is node and user.args[1] is not node and _same_batch(node, softmax) else None
+            return user if user.args[0] is node and user.args[1] is not node else None
         if not (user.target in CASTS or (user.target in VIEWS and _keeps_matrix(user))):
             return None
         node = user
@@ -112,39 +154,33 @@ def _keeps_matrix(view: Node) -> bool:
     return len(before) >= 2 and len(after) >= 2 and [as_length(s) for s in before[-2:]] == [as_length(s) for s in after[-2:]]
 
 
-def _same_batch(a: Node, b: Node) -> bool:
-    return [as_length(s) for s in a.meta["val"].shape] == [as_length(s) for s in b.meta["val"].shape]
-
-
-def _scores(node: Node) -> Written | None:
+def _scores(node: Node, gm: GraphModule) -> Written | None:
     """Follow the softmax's input back to a product of two tensors."""
     scale = 1.0
-    masks: list[tuple[str, Node, float]] = []
-    shape = [as_length(s) for s in node.meta["val"].shape]
+    masks: list[Mask] = []
     while True:
         args = bind_arguments(node) if hasattr(node.target, "_schema") else {}
         if node.target in PRODUCTS:
             return Written(node.args[0], node.args[1], scale, masks)  # type: ignore[arg-type]
         if node.target is aten.baddbmm.default:
-            return _baddbmm(args, scale, masks)
-        step = _step(node, args)
+            return _baddbmm(node, args, scale, masks)
+        if node.target in VIEWS and _keeps_matrix(node):
+            node = args["self"]
+            continue
+        step = _step(node, args, gm)
         if step is None:
             return None
         kind, inner, other, number = step
-        if [as_length(s) for s in inner.meta["val"].shape] != shape:
+        if _lengths(inner) != _lengths(node):
             return None
         if kind == "scale":
             scale *= number
         elif kind != "cast":
-            if scale != 1.0 and kind == "fill":
-                pass  # a fill replaces scores: what multiplied them before does not matter
-            elif scale != 1.0:
-                return None  # a mask added before a factor would have to be scaled as well
-            masks.append((kind, other, number))
+            masks.append(Mask(kind, other, number, _lead(node), scale))
         node = inner
 
 
-def _step(node: Node, args: dict[str, Any]) -> tuple[str, Node, Any, float] | None:
+def _step(node: Node, args: dict[str, Any], gm: GraphModule) -> tuple[str, Node, Any, float] | None:
     """One operation between product and softmax: (kind, what it was applied to, mask or None, number)."""
     if node.target in CASTS:
         return "cast", args["self"], None, 0.0
@@ -157,9 +193,23 @@ def _step(node: Node, args: dict[str, Any]) -> tuple[str, Node, Any, float] | No
         a, b = args["self"], args["other"]
         inner, mask = (a, b) if _leads_to_product(a) else (b, a)
         return "add", inner, mask, 0.0
-    if node.target is aten.masked_fill.Scalar:
+    if node.target is aten.masked_fill.Scalar and args["value"] < ABSORBS:
         return "fill", args["self"], args["mask"], float(args["value"])
+    if node.target in (aten.where.self, aten.where.ScalarOther) and is_tensor(args["self"]):
+        value = _number(args["other"], gm)
+        return ("keep", args["self"], args["condition"], value) if value is not None and value < ABSORBS else None
     return None
+
+
+def _number(value: Any, gm: GraphModule) -> float | None:
+    """The number a scalar is, also one that was traced as a constant tensor."""
+    while isinstance(value, Node) and value.target in CASTS:
+        value = value.args[0]
+    if isinstance(value, Node) and value.op == "get_attr" and value.meta["val"].ndim == 0 and str(value.target).startswith("_constant"):
+        return float(getattr(gm, str(value.target)))
+    if isinstance(value, Node) and value.target in (aten.full.default, aten.scalar_tensor.default) and value.meta["val"].ndim == 0:
+        value = value.args[-1]
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _leads_to_product(node: Node) -> bool:
@@ -167,21 +217,20 @@ def _leads_to_product(node: Node) -> bool:
     while isinstance(node, Node):
         if node.target in PRODUCTS or node.target is aten.baddbmm.default:
             return True
-        if node.target in CASTS or node.target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.masked_fill.Scalar, aten.add.Tensor):
+        if node.target in CASTS or node.target in BETWEEN or (node.target in VIEWS and _keeps_matrix(node)):
             node = node.args[0]  # type: ignore[assignment]
+            continue
+        if node.target in (aten.where.self, aten.where.ScalarOther):
+            node = node.args[1]  # type: ignore[assignment]
             continue
         return False
     return False
 
 
-def _baddbmm(args: dict[str, Any], scale: float, masks: list[tuple[str, Node, float]]) -> Written | None:
+def _baddbmm(node: Node, args: dict[str, Any], scale: float, masks: list[Mask]) -> Written | None:
     """beta * bias + alpha * (q @ k_t)"""
-    if scale != 1.0 and args["beta"] != 0:
-        return None
-    if args["beta"] not in (0, 1):
-        return None
-    if args["beta"] == 1:
-        masks = [*masks, ("add", args["self"], 0.0)]
+    if args["beta"] != 0:
+        masks = [*masks, Mask("add", args["self"], 0.0, _lead(node), scale * args["beta"])]
     return Written(args["batch1"], args["batch2"], scale * args["alpha"], masks)
 
 
@@ -203,30 +252,54 @@ class Builder:
     def permute(self, x: Node, order: list[int]) -> Node:
         return x if order == list(range(len(order))) else self.call(aten.permute.default, x, order)
 
-    def attention(self, found: Written, values: Node, softmax: Node) -> Node:
-        q, v = found.q, values
-        k = self.call(aten.transpose.int, found.k_t, -2, -1)
-        mask = self.mask(found, q)
-        flat = len(q.meta["val"].shape) == 3
+    def attention(self, found: Written, values: Node, lead: tuple[Length, ...]) -> Node:
+        q, v = self.regroup(found.q, lead), self.regroup(values, lead)
+        k = self.call(aten.transpose.int, self.regroup(found.k_t, lead), -2, -1)
+        mask = self.mask(found, q, lead)
+        flat = len(lead) == 1
         if flat:  # batch and heads merged: all of it can be exchanged as heads
             q, k, v = (self.call(aten.unsqueeze.default, x, 0) for x in (q, k, v))
             mask = self.call(aten.unsqueeze.default, mask, 0) if mask is not None and len(mask.meta["val"].shape) == 3 else mask
         out = self.call(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, scale=found.scale)
         return self.call(aten.squeeze.dim, out, 0) if flat else out
 
-    def mask(self, found: Written, q: Node) -> Node | None:
+    def regroup(self, x: Node, lead: tuple[Length, ...]) -> Node:
+        """Other batch dims, of which `_regroups` has said that they are possible."""
+        own = _lead(x)
+        if len(own) == len(lead):
+            return x
+        rows = list(x.meta["val"].shape[-2:])
+        return self.reshape(x, rows if all(n == 1 for n in own) and math.prod(lead) != 1 else [*lead, *rows])
+
+    def like(self, x: Node, old: Node) -> Node:
+        """`x` in the shape of the node it replaces."""
+        return x if _lengths(x) == _lengths(old) else self.reshape(x, list(old.meta["val"].shape))
+
+    def reshape(self, x: Node, shape: list[Any]) -> Node:
+        """Batch dims are numbers here; a symbolic length can be left open."""
+        open_dims = [i for i, n in enumerate(shape) if not isinstance(n, int)]
+        sizes = [self.call(aten.sym_size.int, x, i - len(shape)) if i in open_dims[1:] else -1 if i in open_dims else n for i, n in enumerate(shape)]
+        return self.call(aten.reshape.default, x, sizes)
+
+    def mask(self, found: Written, q: Node, lead: tuple[Length, ...]) -> Node | None:
         """Added masks as they are; fills as added values (minus infinity as a boolean mask when it stands alone)."""
         if not found.masks:
             return None
-        if len(found.masks) == 1 and found.masks[0][0] == "fill" and math.isinf(found.masks[0][2]):
-            return self.call(aten.logical_not.default, found.masks[0][1])
+        first = found.masks[0]
+        if len(found.masks) == 1 and first.kind != "add" and math.isinf(first.value):
+            node = self.regroup(first.node, lead) if first.lead != lead else first.node
+            return node if first.kind == "keep" else self.call(aten.logical_not.default, node)
         total: Node | None = None
-        for kind, node, value in found.masks:
-            if kind == "fill":
-                zero = self.call(aten.zeros_like.default, node, dtype=q.meta["val"].dtype)
-                node = self.call(aten.masked_fill.Scalar, zero, node, value)
+        for mask in found.masks:
+            node = self.regroup(mask.node, lead) if mask.lead != lead else mask.node
+            if mask.kind != "add":
+                hidden = self.call(aten.logical_not.default, node) if mask.kind == "keep" else node
+                node = self.call(aten.masked_fill.Scalar, self.call(aten.zeros_like.default, node, dtype=q.meta["val"].dtype), hidden, mask.value)
+            node = node if mask.scale == 1.0 else self.call(aten.mul.Scalar, node, mask.scale)
             total = node if total is None else self.call(aten.add.Tensor, total, node)
         assert total is not None
+        if len(total.meta["val"].shape) == 3 and len(lead) == 2:  # kernels want two dims or four
+            total = self.call(aten.unsqueeze.default, total, 0)
         if total.meta["val"].dtype != q.meta["val"].dtype:
             total = self.call(aten._to_copy.default, total, dtype=q.meta["val"].dtype)
         return total

@@ -29,10 +29,10 @@ def attend(
     """Attention of q [B, H, Sq, D] to k [B, Hk, Sk, D], v [B, Hk, Sk, Dv]: out in q's dtype, and lse.
 
     mask: boolean (True = visible) or additive, broadcastable to [B, H, Sq, Sk]. `is_causal` is the top-left
-    mask and excludes `mask`. Uses the fastest kernel of the device that reports the log-sum-exp.
+    mask and excludes `mask`. A single key head serves all queries. Uses the fastest kernel of the device that reports the log-sum-exp.
     """
     assert mask is None or not is_causal, "mask and is_causal exclude each other"
-    assert enable_gqa or q.shape[1] == k.shape[1], f"{q.shape[1]} query heads, {k.shape[1]} key heads: pass enable_gqa"
+    assert enable_gqa or k.shape[1] in (1, q.shape[1]), f"{q.shape[1]} query heads, {k.shape[1]} key heads: pass enable_gqa"
     if q.numel() == 0 or k.numel() == 0:
         return nothing_seen(q, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale

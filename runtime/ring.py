@@ -4,8 +4,10 @@ Shapes: B batch, H and Hk heads, Sq_r / Sk_r what rank r of the ring holds, D he
 `query_segments` / `key_segments` (see `layout`) describe the global order; entries of tuples are ring ranks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from seqpar.runtime.attention import Partial, attend, causal_mask, merge, nothin
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, start_ring_exchange, wait
 from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, local_ranges, sharded_only, take, total
 from seqpar.runtime.wire import pack, unpack
+
+ABSORBS = -5e8
+"""Adding a bias below this to a score gives the bias back in float32."""
 
 
 def ring_attention(
@@ -39,6 +44,7 @@ def ring_attention(
     `split_kv_attention` is the bit-identical way.
     """
     size, rank = size_of(group), rank_of(group)
+    assert mask is None or not is_causal, "mask and is_causal exclude each other"
     rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
     key_ranges = global_ranges(key_segments, rank)
     if size == 1 or not any_sharded(key_segments):
@@ -82,6 +88,7 @@ def split_kv_attention(
     """
     size, rank = size_of(group), rank_of(group)
     assert not any_sharded(query_segments), f"queries must be whole on every rank: {query_segments}"
+    assert mask is None or not is_causal, "mask and is_causal exclude each other"
     rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
     key_ranges = global_ranges(key_segments, rank)
     if size == 1 or not any_sharded(key_segments):
@@ -114,10 +121,12 @@ class _Visibility:
         """Attention to the keys at these global positions; None when no query sees any of them."""
         if total(key_ranges) == 0 or total(self.query_ranges) == 0:
             return None
+        if self.mask is not None:
+            seen = self._local_mask(self.mask, key_ranges)
+            out, lse = attend(q, k, v, seen, self.scale, self.enable_gqa)
+            return out, lse if seen.dtype == torch.bool else self._count_absorbed(lse, seen, total(key_ranges))
         if not self.is_causal:
-            mask = None if self.mask is None else self._local_mask(self.mask, key_ranges)
-            return attend(q, k, v, mask, self.scale, self.enable_gqa)
-        assert self.mask is None, "mask and is_causal exclude each other"
+            return attend(q, k, v, None, self.scale, self.enable_gqa)
         if key_ranges == self.query_ranges:  # any such pair is lower triangular, and kernels know that shape
             return attend(q, k, v, None, self.scale, self.enable_gqa, is_causal=True)
         (first_query, last_query), (first_key, last_key) = _extent(self.query_ranges), _extent(key_ranges)
@@ -125,6 +134,20 @@ class _Visibility:
             return None
         mask = None if last_key <= first_query else causal_mask(self.query_ranges, key_ranges, q.device)
         return attend(q, k, v, mask, self.scale, self.enable_gqa)
+
+    @cached_property
+    def _floor(self) -> Tensor:
+        """The largest bias of each row over all keys, [B|1, H|1, Sq|1, 1]."""
+        mask = self.mask[(None,) * (4 - self.mask.ndim)]  # type: ignore[index, union-attr]
+        return (_join(mask, self.query_ranges, 2) if mask.shape[2] != 1 else mask).amax(-1, keepdim=True)
+
+    def _count_absorbed(self, lse: Tensor, mask: Tensor, keys: int) -> Tensor:
+        """Rows that see nothing but finite "minus infinity": the bias absorbs the scores, every such key weighs the same, and `lse` has no
+        digits left to say how many there are. Their number is what one process weighs this block with.
+        """
+        count = (mask == self._floor).sum(-1) * (keys if mask.shape[-1] == 1 else 1)
+        floor = self._floor.squeeze(-1)
+        return torch.where((floor < ABSORBS) & (floor > -math.inf), count.to(lse.dtype).log(), lse)
 
     def _local_mask(self, mask: Tensor, key_ranges: list[Range]) -> Tensor:
         mask = mask[(None,) * (4 - mask.ndim)]

@@ -39,6 +39,33 @@ def einsums(q, k, v, mask):
     return torch.einsum("bhst,bhtd->bhsd", scores.softmax(-1), v)
 
 
+def distances_added_to_merged_heads(q, k, v, mask):
+    """ALiBi by baddbmm on [batch * heads], the mask on [batch, heads], as Bloom has it."""
+    batch, length = q.shape[0], q.shape[2]
+    places = torch.arange(length, dtype=q.dtype)
+    slopes = 0.5 ** torch.arange(1, HEADS + 1, dtype=q.dtype)
+    alibi = (slopes[None, :, None, None] * places).expand(batch, -1, -1, -1).reshape(batch * HEADS, 1, length)
+    q, k, v = (x.reshape(batch * HEADS, length, DIM) for x in (q, k, v))
+    scores = alibi.baddbmm(q, k.transpose(1, 2), beta=1.0, alpha=DIM**-0.5).view(batch, HEADS, length, length)
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)[:, None, None, :]
+    weights = torch.softmax(scores + bias, dim=-1).view(batch * HEADS, length, length)
+    return torch.bmm(weights, v).view(batch, HEADS, length, DIM)
+
+
+def kept_where_visible(q, k, v, mask):
+    length = q.shape[2]
+    visible = torch.ones(length, length, dtype=torch.bool).tril()
+    lowest = torch.full([], torch.finfo(q.dtype).min)
+    scores = torch.where(visible, q @ k.mT, lowest)
+    return (torch.where(mask[:, None, None, :], scores, lowest) / math.sqrt(DIM)).softmax(-1) @ v
+
+
+def rows_that_see_nothing(q, k, v, mask):
+    """Padding queries see no key, filled with a finite number: every key weighs the same."""
+    visible = mask[:, None, :, None] & mask[:, None, None, :]
+    return (q @ k.mT).masked_fill(~visible, torch.finfo(q.dtype).min).softmax(-1) @ v
+
+
 class Model(nn.Module):
     def __init__(self, attend) -> None:
         super().__init__()
@@ -56,7 +83,10 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
     return torch.randn(2, length, HEADS * DIM, generator=torch.Generator().manual_seed(0)), mask
 
 
-@pytest.mark.parametrize("attend", [plain, added_mask_in_float32, filled, batched, einsums])
+USES = [plain, added_mask_in_float32, filled, batched, einsums, distances_added_to_merged_heads, kept_where_visible, rows_that_see_nothing]
+
+
+@pytest.mark.parametrize("attend", USES)
 def test_uses_the_mesh(attend) -> None:
     torch.manual_seed(0)
     traced = trace(Model(attend).eval(), example(), {}, dynamic=False)
@@ -82,6 +112,33 @@ def test_left_alone_and_right(attend) -> None:
     torch.manual_seed(0)
     report = verify_traced(trace(Model(attend).eval(), example(), {}, dynamic=False), ulysses=2, ring=1)
     assert report.ok and not report.plan.attention
+
+
+def capped(q, k, v, mask):
+    scores = torch.tanh((q @ k.mT) * DIM**-0.5 / 5) * 5
+    return scores.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(-1) @ v
+
+
+def filled_with_a_number_that_matters(q, k, v, mask):
+    visible = mask[:, None, :, None] & mask[:, None, None, :]
+    return (q @ k.mT).masked_fill(~visible, -1e4).softmax(-1) @ v
+
+
+def with_a_sink(q, k, v, mask):
+    scores = q @ k.mT * DIM**-0.5
+    sink = torch.zeros(1, HEADS, 1, 1).expand(q.shape[0], -1, q.shape[2], -1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
+
+
+@pytest.mark.parametrize("attend", [capped, filled_with_a_number_that_matters, with_a_sink])
+def test_a_form_of_its_own_is_divided_by_rows(attend) -> None:
+    """No scaled dot product: rows are divided, keys and values whole."""
+    torch.manual_seed(0)
+    traced = trace(Model(attend).eval(), example(41), {}, dynamic=False)
+    for ulysses, ring in ((2, 1), (1, 3)):
+        report = verify_traced(traced, ulysses=ulysses, ring=ring)
+        assert report.ok, report
+        assert [a.strategy for a in report.plan.attention] == ["local"] and report.plan.sharded_flop_fraction > 0.8
 
 
 @pytest.mark.parametrize("equation", ["bij,bjk->bik", "bqhd,bkhd->bhqk", "ij,kj->ik", "abij,abkj->baik"])

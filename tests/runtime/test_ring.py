@@ -209,3 +209,19 @@ def test_ulysses_times_ring_with_gqa():
     expected = attend_all(q, k, v, enable_gqa=True)
     for _, everything in ring_within_ulysses(2, 2, q, k, v, None, segments, ((0, 2), (2, 4)), enable_gqa=True):
         assert relative_error(everything, expected) <= 1e-5
+
+
+def test_one_key_head_serves_all_queries():
+    q, k, v = make(((5, 4),), key_heads=1)
+    check(2, q, k, v, segments=((5, 4),))
+
+
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -1e9])
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_rows_that_see_only_a_finite_minus_infinity_weigh_all_keys_alike(lowest, broadcast):
+    """13 keys in parts of 5, 4 and 4: the log-sum-exp of such a row has no digits left for their numbers."""
+    segments = ((5, 4, 4),)
+    q, k, v = make(segments)
+    visible = torch.ones(2, 1, 13, 1 if broadcast else 13, dtype=torch.bool)
+    visible[:, :, 3:6] = False
+    check(3, q, k, v, torch.zeros(visible.shape).masked_fill(~visible, lowest), segments=segments)
