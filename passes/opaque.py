@@ -69,18 +69,21 @@ class OpaqueRecorder:
     def __call__(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.reader.idle:  # inside another one
             return forward(*args, **kwargs)
+        self.reader.idle = True
+        try:
+            return self.record(name, forward, args, kwargs)
+        finally:
+            self.reader.idle = False
+
+    def record(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, in_spec = pytree.tree_flatten((args, kwargs))
         self.check(name, [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))], "takes")
         if (changed := self.states[name].changed()) is not None:
             raise self.refuse(name, f"the model changes {changed} of it during the call")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         versions, random = [version(tensor) for tensor in tensors], RandomState(tensors)
-        self.reader.idle = True
-        try:
-            with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-                returned = forward(*args, **kwargs)
-        finally:
-            self.reader.idle = False
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            returned = forward(*args, **kwargs)
         why = writes(self.states[name], tensors, versions, leaves, pytree.tree_leaves((args, kwargs)), random)
         if why is not None:
             raise self.refuse(name, why)

@@ -281,10 +281,27 @@ def test_other_compilers_run_the_program_around_the_module():
             assert torch.equal(fast(x_of(seed=seed)), model(x_of(seed=seed)))
 
 
+def test_reads_of_masks_beside_it_are_guarded_as_ever():
+    class Masked(Model):
+        def forward(self, x, mask):
+            x = super().forward(x)
+            return x[:, mask] if mask.any() else x
+
+    model = randomise(Masked(depth=1)).eval()
+    masks = [torch.arange(12) < n for n in (7, 9, 0, 7)]
+    with torch.no_grad():
+        fast = sp_compile(model, (x_of(), masks[0]), dynamic=False)
+        for seed, mask in enumerate(masks):
+            assert torch.equal(fast(x_of(seed=seed), mask), model(x_of(seed=seed), mask))
+    assert fast._current.program.traced.reads and fast._current.program.traced.opaque
+
+
 def on_ranks(ulysses, ring):
     torch.manual_seed(0)
     model = randomise(Model()).eval()
     with torch.no_grad():
+        compiled = torch.compile(model, backend="seqpar", options={"ulysses": ulysses, "ring": ring, "backend": "eager"})  # breaks the graph there
+        assert torch.allclose(compiled(x_of(13, 1)), model(x_of(13, 1)), atol=1e-5)
         fast = sp_compile(model, (x_of(13),), ulysses=ulysses, ring=ring, dynamic=False)
         return max((fast(x_of(13, seed)) - model(x_of(13, seed))).abs().max().item() for seed in range(3))
 
