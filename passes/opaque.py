@@ -26,13 +26,12 @@ from seqpar.compat import pytree
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call
 from seqpar.passes.effects import RandomState, StateWatch, version, writes
-from seqpar.passes.read_guard import ActivationRead, refusal
+from seqpar.passes.read_guard import ActivationRead, Unguarded, refusal, stirred
 from seqpar.passes.replay import Record, Recorder, example
 from seqpar.passes.warm import restored, warm_up
 from seqpar.runtime.opaque import Form, OpaqueCall, autocast_state, run_opaque
 
 PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
-ACTIVATION = "it is an activation, computed from inputs and parameters"
 Forward = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 # The counter knows the kernels of accelerators only.
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
@@ -60,7 +59,7 @@ class Unfit(Exception):
 class OpaqueRecorder:
     """Runs the chosen modules as they are and notes their calls; the values they read are theirs alone."""
 
-    def __init__(self, model: torch.nn.Module, chosen: Mapping[str, Record], reader: Recorder) -> None:
+    def __init__(self, model: torch.nn.Module, chosen: Mapping[str, Unguarded], reader: Recorder) -> None:
         self.chosen, self.reader = chosen, reader
         self.kinds = {name: type(model.get_submodule(name)).__qualname__ for name in chosen}
         self.states = {name: StateWatch(model.get_submodule(name)) for name in chosen}
@@ -89,10 +88,12 @@ class OpaqueRecorder:
             raise self.refuse(name, why)
         found, out_spec = pytree.tree_flatten(returned)
         self.check(name, [leaf for leaf in found if leaf is not None and not isinstance(leaf, Tensor)], "returns")
+        if not steady(forward, leaves, in_spec, found):
+            raise Unfit(name, "returns other shapes for other contents of its inputs")
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
         self.calls.append(
             OpaqueCall(
-                name, self.kinds[name], self.chosen[name].function, self.chosen[name].where, in_spec,
+                name, self.kinds[name], self.chosen[name].record.function, self.chosen[name].record.where, in_spec,
                 tuple(None if i in places else leaf for i, leaf in enumerate(leaves)), places, tuple(map(Form.of, tensors)),
                 out_spec, tuple(None if leaf is None else Form.of(leaf) for leaf in found), counter.get_total_flops(), autocast_state(tensors),
             )  # fmt: skip
@@ -104,11 +105,22 @@ class OpaqueRecorder:
             raise Unfit(name, f"{verb} a {type(others[0]).__name__}, not only tensors")
 
     def refuse(self, name: str, why: str) -> ActivationRead:
-        return refusal(self.chosen[name], f"{ACTIVATION}; and {name} ({self.kinds[name]}) cannot run as it is inside a program: {why}")
+        return refusal(self.chosen[name].record, f"{self.chosen[name].why}; and {name} ({self.kinds[name]}) cannot run as it is inside a program: {why}")
 
 
-def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Record]) -> tuple[Exception | None, Recording]:
-    """Run the example with the chosen modules (name -> the read in it) as leaves; the model is left as it was.
+def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, returned: Sequence[Any]) -> bool:
+    """False if the shapes of the results change with the content of floating arguments (one other content is tried; every call checks)."""
+    other = [stirred(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() else leaf for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(other, spec)
+    try:
+        again = pytree.tree_leaves(forward(*args, **kwargs))
+    except Exception:  # such content may mean nothing to it
+        return True
+    return [leaf.shape for leaf in again if isinstance(leaf, Tensor)] == [leaf.shape for leaf in returned if isinstance(leaf, Tensor)]
+
+
+def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Unguarded]) -> tuple[Exception | None, Recording]:
+    """Run the example with the chosen modules (name -> a read in it) as leaves; the model is left as it was.
 
     Returns the exception the run failed with, if any, which may be an `Unfit`.
     """
@@ -150,7 +162,7 @@ class Choice:
     """Which modules are leaves: name -> the read that made it one."""
 
     def __init__(self) -> None:
-        self.chosen: dict[str, Record] = {}
+        self.chosen: dict[str, Unguarded] = {}
         self.unfit: dict[str, str] = {}
 
     def add(self, refused: ActivationRead) -> None:
@@ -159,7 +171,7 @@ class Choice:
         Raises:
             ActivationRead: there is none left but the whole model.
         """
-        for name in {name for read in refused.reads for name in read.modules} & self.chosen.keys():
+        for name in {name for read in refused.reads for name in read.record.modules} & self.chosen.keys():
             self.unfit[name] = "is not only called as a module"
             del self.chosen[name]
         for read in refused.reads:
@@ -170,11 +182,12 @@ class Choice:
         self.unfit[unfit.name] = unfit.why
         self.choose(self.chosen.pop(unfit.name))
 
-    def choose(self, read: Record) -> None:
-        name = next((name for name in read.modules if name and name not in self.unfit), None)
+    def choose(self, read: Unguarded) -> None:
+        modules = read.record.modules
+        name = next((name for name in modules if name and name not in self.unfit), None)
         if name is None:
-            tried = [f"{name} {self.unfit[name]}" for name in read.modules if name in self.unfit]
-            raise refusal(read, "; and no module around it can run as it is: ".join([ACTIVATION, *filter(None, ["; ".join(tried)])]))
+            tried = "; ".join(f"{name} {self.unfit[name]}" for name in modules if name in self.unfit)
+            raise refusal(read.record, f"{read.why}; and no module around it can run as it is: {tried}" if tried else read.why)
         self.chosen.setdefault(name, read)
 
 

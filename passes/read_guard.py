@@ -37,10 +37,18 @@ COPIES = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 
 
+@dataclass(frozen=True)
+class Unguarded:
+    """A value read that no guard can cover, and why."""
+
+    record: Record
+    why: str
+
+
 class ActivationRead(TraceError):
     """The model's control flow depends on activations: no program is valid for more than one call. `reads`: the values it depends on."""
 
-    def __init__(self, message: str, reads: Sequence[Record] = ()) -> None:
+    def __init__(self, message: str, reads: Sequence[Unguarded]) -> None:
         super().__init__(message)
         self.reads = tuple(reads)
 
@@ -140,7 +148,7 @@ def refusal(record: Record, why: str) -> ActivationRead:
         f"  where:    {record.where}\n"
         f"  why:      the value it reads cannot be fixed: {why}\n"
         "  try:      an option of the model without this control flow (for example a dense form of its routing), or pass the value as a Python argument",
-        (record,),
+        (Unguarded(record, why),),
     )
 
 

@@ -157,19 +157,19 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:
     """Trace a model that reads activations: the tracer may cope with it (a value that changes no Python control flow), else the modules
     that read are leaves."""
+    unguarded: Traced | None = None
     try:
-        traced = trace_sizes(model, call, dynamic, Recording(), warm_failure)
-        check_sizes_known(traced)
-        return traced
+        unguarded = trace_sizes(model, call, dynamic, Recording(), warm_failure)
+        check_sizes_known(unguarded)
+        return unguarded
     except TraceError:
         pass
     try:
         return trace_opaque(model, call, dynamic, refused)
-    except TraceError as error:
-        try:  # good enough for one rank
-            return trace_sizes(model, call, dynamic, Recording(), warm_failure)
-        except TraceError:
-            raise error from None
+    except TraceError:
+        if unguarded is not None:  # good enough for one rank
+            return unguarded
+        raise
 
 
 def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead) -> Traced:
@@ -177,7 +177,7 @@ def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refus
     choice = Choice()
     choice.add(refused)
     if dynamic:
-        raise TraceError(f"dynamic=True, but {', '.join(choice.chosen)} must run as it is, with fixed sizes ({refused.reads[0].where}). Use dynamic=None: one program per input shape")
+        raise TraceError(f"dynamic=True, but {', '.join(choice.chosen)} must run as it is, with fixed sizes ({refused.reads[0].record.where}). Use dynamic=None: one program per input shape")
     for _ in range(MAX_CHOICES):
         failure, recording = record_opaque(model, call, choice.chosen)
         if isinstance(failure, Unfit):

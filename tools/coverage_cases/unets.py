@@ -46,7 +46,7 @@ def union(d: Draw) -> dict[str, Any]:
 
 def two_unions(d: Draw) -> dict[str, Any]:
     first, second = torch.tensor([[1.0, 0.0]]).repeat(d.batch, 1), torch.tensor([[0.0, 1.0]]).repeat(d.batch, 1)
-    return {**two_controls(d), "control_type": [first, second], "control_type_idx": [[0], [1]]}
+    return {**two_controls(d), "controlnet_cond": [[condition(d)], [condition(d)]], "control_type": [first, second], "control_type_idx": [[0], [1]]}
 
 
 def sparse(d: Draw) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def sparse(d: Draw) -> dict[str, Any]:
     return {
         "sample": d.normal(d.batch, 4, *shape),
         "timestep": d.steps(),
-        "encoder_hidden_states": d.words(24),
+        "encoder_hidden_states": d.words(24).repeat_interleave(frames, dim=0),
         "controlnet_cond": d.normal(d.batch, 4, *shape),
         "conditioning_mask": torch.ones(d.batch, 1, *shape),
         "conditioning_scale": 0.7,
