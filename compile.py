@@ -135,7 +135,8 @@ class Compiler:
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
         unbound = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
         gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
-        run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=True, dynamic=traced.shape_env is not None)
+        # A module that runs as it is stays outside what the backend compiles.
+        run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not traced.opaque, dynamic=traced.shape_env is not None)
         slim = dataclasses.replace(traced, call=traced.call.without_data())
         program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)))
         return program, partitioned.fingerprint
@@ -189,5 +190,6 @@ def graph_fingerprint(traced: Traced) -> str:
     for node in traced.gm.graph.nodes:
         arguments = {key: value for key, value in node.kwargs.items() if key != "device"}
         lines.append(f"{node.name}={node.op}:{getattr(node.target, '__name__', node.target)}{node.args}{arguments}")
+    lines += [f"{call.title} {[*map(str, call.inputs)]} -> {[*map(str, call.outputs)]}" for call in traced.opaque]
     lines += [f"{read.function} {read.reduce} {read.value.tolist()}" for read in traced.reads]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -71,7 +71,9 @@ def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, 
 
 
 def node_work(node: Node, sizes: Sizes) -> int:
-    """Operations of a node on whole operands, for the solver: contractions, and one per element of anything else."""
+    """Operations of a node on whole operands, for the solver: contractions (measured, where the node says so), and one per element of anything else."""
+    if "flops" in node.meta:
+        return int(node.meta["flops"])
     outs = outputs_of(node)
     if not outs or node.op != "call_function":
         return 0

@@ -16,6 +16,7 @@ from torch.fx import Node
 from seqpar.partitioner.labels import origin
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.relation import Relation
+from seqpar.runtime.opaque import run_opaque
 
 aten = torch.ops.aten
 MOVES = frozenset(
@@ -36,7 +37,7 @@ def diverging(view: LayoutView) -> set[Node]:
         if node in view.labels.exchanged or view.reduced(node, relation):
             continue  # computed once and exchanged: the same everywhere
         inherits = any(origin(n) in found and not _all_sharded(view, n) for i, n in enumerate(relation.operands) if i not in relation.free)
-        if inherits or (node.target not in MOVES and _mixed(view, relation, node)):
+        if inherits or node.target is run_opaque or (node.target not in MOVES and _mixed(view, relation, node)):
             found.add(node)
     return found
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from seqpar.compat import HigherOrderOperator, pytree
 from seqpar.partitioner.cost import matmul_flops
 from seqpar.runtime.counting import CountingGroup, Traffic
+from seqpar.runtime.opaque import run_opaque
 from seqpar.runtime.ring import ring_attention, split_kv_attention
 
 aten = torch.ops.aten
@@ -56,7 +57,7 @@ class CountInterpreter(fx.Interpreter):
             kwargs = {**kwargs, "device": "meta"}
         # Meta kernels do not always return the strides that real kernels do.
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
-        if isinstance(target, HigherOrderOperator):
+        if isinstance(target, HigherOrderOperator) or target is run_opaque:
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
@@ -79,6 +80,8 @@ def whole_result(node: fx.Node) -> Any:
 
 def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one executed call."""
+    if target is run_opaque:
+        return int(args[0].flops)
     result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result
     if not isinstance(result, Tensor):
         return 0

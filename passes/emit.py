@@ -29,6 +29,7 @@ from seqpar.passes.localise import localise, refuse_random
 from seqpar.passes.turn import emit_switch, switch_places
 from seqpar.runtime.groups import all_reduce
 from seqpar.runtime.layout import first_rank, gather, shard
+from seqpar.runtime.opaque import run_opaque
 
 aten = torch.ops.aten
 
@@ -172,6 +173,8 @@ class Emitter:
     def emit_call(self, node: Node, relation: Relation) -> None:
         refuse_random(node, relation)
         operands = {n: self.value(n, self.view.required(node, relation, i)) for i, n in enumerate(relation.operands)}
+        if node.target is run_opaque:  # it may branch on the last bit: all ranks must branch alike
+            operands = {n: self.result(n) for n in relation.operands}
         if node in self.view.labels.exchanged:
             self.define(node, emit_exchange(self, node, relation, operands))
             return

@@ -110,7 +110,7 @@ class Partitioned:
 
     @staticmethod
     def _contraction(node: Node, sizes: Sizes) -> int:
-        is_contraction = matmul_flops(node.target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
+        is_contraction = "flops" in node.meta or matmul_flops(node.target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
         return node_work(node, sizes) if is_contraction else 0
 
     def _counts(self) -> list[Counts]:
@@ -188,7 +188,7 @@ class Partitioned:
                 continue
             if any(view.produced(node)) or view.reduced(node, relation):
                 continue
-            found.append(ReplicatedOp(node.name, str(node.target), self._reason(node, relation), flops, one_line(node)))
+            found.append(_opaque(node, flops) if "opaque" in node.meta else ReplicatedOp(node.name, str(node.target), self._reason(node, relation), flops, one_line(node)))
         return tuple(found)
 
     def _reason(self, node: Node, relation: Relation) -> str:
@@ -204,6 +204,12 @@ class Partitioned:
             return f"its sequence is shorter than {ranks} ranks"
         out = {a for axes in relation.out_axes for axis in axes for a in table.roots(axis)} & atoms
         return relation.reason if relation.reason and not out else "computing it everywhere costs less than communicating"
+
+
+def _opaque(node: Node, flops: int) -> ReplicatedOp:
+    call = node.meta["opaque"]
+    where = call.where.partition(" in ")[0]
+    return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank", flops, where)
 
 
 def one_line(node: Node) -> str:

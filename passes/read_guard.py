@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from seqpar.errors import TraceError
 from seqpar.passes.replay import Record
 from seqpar.passes.share import share_graph
+from seqpar.runtime.opaque import run_opaque
 
 aten = torch.ops.aten
 # What these return depends on the shape of their first argument only; a number: what they fill with; None: an argument says it.
@@ -36,8 +37,20 @@ COPIES = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 
 
+@dataclass(frozen=True)
+class Unguarded:
+    """A value read that no guard can cover, and why."""
+
+    record: Record
+    why: str
+
+
 class ActivationRead(TraceError):
-    """The model's control flow depends on activations: no program is valid for more than one call."""
+    """The model's control flow depends on activations: no program is valid for more than one call. `reads`: the values it depends on."""
+
+    def __init__(self, message: str, reads: Sequence[Unguarded]) -> None:
+        super().__init__(message)
+        self.reads = tuple(reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +114,16 @@ def build_guard(model: torch.nn.Module, asked: Sequence[fx.Node], records: Seque
     """
     parameters = dict(model.named_parameters())
     origins: dict[fx.Node, frozenset[str]] = {}
-    kept = []
+    kept, refused = [], []
     for node, record in zip(asked, records, strict=True):
         found = origin(node, parameters, constants, origins)
         if "random" in found:
-            raise refusal(record, "it is a random number")
-        if {"input", "parameter"} <= found:
-            raise refusal(record, "it is an activation, computed from inputs and parameters")
-        if found:
+            refused.append(refusal(record, "it is a random number"))
+        elif {"input", "parameter"} <= found:
+            refused.append(refusal(record, "it is an activation, computed from inputs and parameters"))
+        elif found:
             kept.append((node, record))
+    raise_all(refused)
     if not kept:
         return None
     graph, nodes = extract([node for node, _ in kept])
@@ -133,8 +147,15 @@ def refusal(record: Record, why: str) -> ActivationRead:
         f"  operator: {record.function}\n"
         f"  where:    {record.where}\n"
         f"  why:      the value it reads cannot be fixed: {why}\n"
-        "  try:      an option of the model without this control flow (for example a dense form of its routing), or pass the value as a Python argument"
+        "  try:      an option of the model without this control flow (for example a dense form of its routing), or pass the value as a Python argument",
+        (Unguarded(record, why),),
     )
+
+
+def raise_all(refused: Sequence[ActivationRead]) -> None:
+    """The first refusal, with the reads of all."""
+    if refused:
+        raise ActivationRead(str(refused[0]), [read for one in refused for read in one.reads])
 
 
 def origin(node: fx.Node, parameters: Mapping[str, Any], constants: Mapping[str, Any], known: dict[fx.Node, frozenset[str]]) -> frozenset[str]:
@@ -158,6 +179,8 @@ def origin(node: fx.Node, parameters: Mapping[str, Any], constants: Mapping[str,
                 found.add("parameter" if current.target in parameters else "buffer")
         elif not is_fill(current):
             found.update(*(known[n] for n in current.all_input_nodes))
+            if current.target is run_opaque:
+                found.update(("input", "parameter"))
             if torch.Tag.nondeterministic_seeded in getattr(current.target, "tags", ()) and not zero_dropout(current):
                 found.add("random")
         known[current] = frozenset(found)
@@ -226,10 +249,12 @@ def check_fractions(guard: ReadGuard, example: Sequence[Tensor]) -> None:
     if not names:
         return
     values = guard.compute(moved)
+    refused = []
     for index, read in enumerate(guard.reads):
         condition = read.value.dtype == torch.bool and read.value.dim() == 0
         if not condition and (values is None or not torch.equal(values[index].cpu(), read.value)):
-            raise refusal(read, f"it follows from the content of the floating input {' or '.join(names)}")
+            refused.append(refusal(read, f"it follows from the content of the floating input {' or '.join(names)}"))
+    raise_all(refused)
 
 
 def stirred(tensor: Tensor) -> Tensor:

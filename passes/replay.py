@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call
 from seqpar.passes.reads import HANDLERS, Positions, data
-from seqpar.passes.trace_error import calling_line
+from seqpar.passes.trace_error import calling_line, calling_modules
 from seqpar.passes.warm import restored, warm_up
 
 
@@ -27,7 +27,7 @@ class Record:
     """One question a model asked about the content of a tensor.
 
     Invariants: `value` is what the guard compares, on the CPU: the tensor itself (`reduce` empty), or its `all()` or `any()` where
-    that decides the answer. `function` and `where` tell a reader who asked. `number`: a floating number, which may stay a symbol
+    that decides the answer. `function` and `where` tell a reader who asked, `modules` which modules were running, innermost first. `number`: a floating number, which may stay a symbol
     where it decides nothing (`x * scale.item()`).
     """
 
@@ -37,6 +37,7 @@ class Record:
     function: str
     where: str
     number: bool = False
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.reduce in ("", "all", "any") and self.value.device.type == "cpu"
@@ -69,15 +70,19 @@ class FunctionReader(TorchFunctionMode):
 class Recorder(FunctionReader):
     """Active during an eager run: answers truthfully and remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.records: list[Record] = []
+        self.names = {id(module): name for name, module in model.named_modules()}
+
+    def note(self, value: Tensor, reduce: str, answer: Any, number: bool = False) -> None:
+        self.records.append(Record(value, reduce, answer, self.function, calling_line(), number, calling_modules(self.names)))
 
     def ask(self, tensor: Tensor, summarise: Callable[[Tensor], Any]) -> Any:
         """The answer, from the content of `tensor`."""
         value = tensor.detach().cpu().clone()
         answer = summarise(value)
-        self.records.append(Record(value, "", answer, self.function, calling_line(), self.function == "item" and value.is_floating_point()))
+        self.note(value, "", answer, self.function == "item" and value.is_floating_point())
         return answer
 
     def ask_mask(self, mask: Tensor) -> Positions:
@@ -85,7 +90,7 @@ class Recorder(FunctionReader):
         value = mask.detach().cpu().clone()
         answer = Positions.of(value)
         reduce = "all" if answer.rows is None else "" if answer.rows else "any"
-        self.records.append(Record(getattr(value, reduce)() if reduce else value, reduce, answer, self.function, calling_line()))
+        self.note(getattr(value, reduce)() if reduce else value, reduce, answer)
         return answer
 
 
@@ -139,11 +144,11 @@ def record_reads(model: torch.nn.Module, call: Call) -> tuple[Exception | None, 
 
     Returns what the run failed with, if it did, and the reads of a run with warm tables, which is what tracing will see.
     """
-    cold = Recorder()
+    cold = Recorder(model)
     failure = warm_up(model, *example(call), watch=cold)
     if failure is not None or not cold.records:
         return failure, ()
-    warm = Recorder()
+    warm = Recorder(model)
     with restored(model):
         failure = warm_up(model, *example(call), watch=warm)
     return failure, tuple(warm.records)

@@ -151,3 +151,25 @@ def state_after(arguments: Mapping[str, Any]) -> dict[str, tuple[list[Any], Any]
         if holds_state(opened):
             found[name] = pytree.tree_flatten(opened)
     return found
+
+
+def state_writes(before: Mapping[str, Any], after: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> tuple[tuple[StateWrite, ...], list[Any]]:
+    """What the model assigned on the objects in its arguments, and the new tensors (output numbers count from the first of them)."""
+    writes: list[StateWrite] = []
+    assigned: list[Any] = []
+    places = {id(leaf): index for index, leaf in enumerate(inputs)}
+    for name, (leaves, spec) in after.items():
+        old_leaves, old_spec = before[name]
+        if spec == old_spec and all(old is new or (not isinstance(new, torch.Tensor) and old == new) for old, new in zip(old_leaves, leaves, strict=True)):
+            continue
+        sources: list[tuple[str, Any]] = []
+        for leaf in leaves:
+            if id(leaf) in places:
+                sources.append(("input", places[id(leaf)]))
+            elif isinstance(leaf, torch.Tensor | torch.SymInt):
+                sources.append(("output", len(assigned)))
+                assigned.append(leaf)
+            else:
+                sources.append(("literal", leaf))
+        writes.append(StateWrite(name, spec, tuple(sources)))
+    return tuple(writes), assigned

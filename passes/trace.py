@@ -23,17 +23,20 @@ from torch.export.graph_signature import InputKind, OutputKind
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, Unfit, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
-from seqpar.passes.state import StateWrite, state_after
+from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.trace_error import trace_error
 from seqpar.passes.warm import restored
+from seqpar.runtime.opaque import OpaqueCall
 
 aten = torch.ops.aten
 # Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
 CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+MAX_CHOICES = 8  # attempts to find the modules that must run as they are
 ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default)
 
 
@@ -80,6 +83,11 @@ class Traced:
         return self.guard.reads if self.guard is not None else ()
 
     @property
+    def opaque(self) -> tuple[OpaqueCall, ...]:
+        """The calls of modules that run as they are, whole on every rank."""
+        return opaque_calls(self.gm.graph)
+
+    @property
     def num_outputs(self) -> int:
         """Number of outputs that belong to the model's result (mutations not counted)."""
         return self.out_spec.num_leaves
@@ -97,10 +105,11 @@ class Result:
 class FlatModel(torch.nn.Module):
     """The model as a function from a tuple of tensors to a tuple of tensors (outputs, then values read); everything else is fixed."""
 
-    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int], replayer: Replayer):
+    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int], replayer: Replayer, opaque: OpaqueReplayer):
         super().__init__()
         self.model = model
-        self.call, self.positions, self.replayer = call, tuple(positions), replayer
+        self.call, self.positions = call, tuple(positions)
+        self.replayer, self.opaque = replayer, opaque
         self.result = Result()
 
     def forward(self, leaves: Sequence[torch.Tensor]) -> tuple[Any, ...]:
@@ -110,7 +119,7 @@ class FlatModel(torch.nn.Module):
         arguments = self.call.arguments(full)
         before = state_after(arguments)
         args, kwargs = self.call.bind(arguments)
-        with self.replayer:
+        with self.replayer, self.opaque.active():
             returned = self.model(*args, **kwargs)
         self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)
@@ -118,28 +127,6 @@ class FlatModel(torch.nn.Module):
         self.result.in_graph = inside
         self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
         return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
-
-
-def state_writes(before: Mapping[str, Any], after: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> tuple[tuple[StateWrite, ...], list[Any]]:
-    """What the model assigned on the objects in its arguments, and the new tensors (output numbers count from the first of them)."""
-    writes: list[StateWrite] = []
-    assigned: list[Any] = []
-    places = {id(leaf): index for index, leaf in enumerate(inputs)}
-    for name, (leaves, spec) in after.items():
-        old_leaves, old_spec = before[name]
-        if spec == old_spec and all(old is new or (not isinstance(new, torch.Tensor) and old == new) for old, new in zip(old_leaves, leaves, strict=True)):
-            continue
-        sources: list[tuple[str, Any]] = []
-        for leaf in leaves:
-            if id(leaf) in places:
-                sources.append(("input", places[id(leaf)]))
-            elif isinstance(leaf, torch.Tensor | torch.SymInt):
-                sources.append(("output", len(assigned)))
-                assigned.append(leaf)
-            else:
-                sources.append(("literal", leaf))
-        writes.append(StateWrite(name, spec, tuple(sources)))
-    return tuple(writes), assigned
 
 
 def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
@@ -160,22 +147,57 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
     try:
-        traced = trace_sizes(model, call, dynamic, records, warm_failure)
+        traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
     except ActivationRead as refused:
-        try:  # the tracer may cope with it: a read whose value changes no Python control flow
-            traced = trace_sizes(model, call, dynamic, (), warm_failure)
-        except TraceError:
-            raise refused from None
+        traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
     object.__setattr__(traced, "seconds", time.perf_counter() - started)
     return traced
 
 
-def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, records: tuple[Record, ...], warm_failure: Exception | None) -> Traced:
+def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:
+    """Trace a model that reads activations: the tracer may cope with it (a value that changes no Python control flow), else the modules
+    that read are leaves."""
+    unguarded: Traced | None = None
+    try:
+        unguarded = trace_sizes(model, call, dynamic, Recording(), warm_failure)
+        check_sizes_known(unguarded)
+        return unguarded
+    except TraceError:
+        pass
+    try:
+        return trace_opaque(model, call, dynamic, refused)
+    except TraceError:
+        if unguarded is not None:  # good enough for one rank
+            return unguarded
+        raise
+
+
+def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead) -> Traced:
+    """Trace with the modules that read activations as leaves. All sizes are fixed: what such a module returns has no formula."""
+    choice = Choice()
+    choice.add(refused)
+    if dynamic:
+        raise TraceError(f"dynamic=True, but {', '.join(choice.chosen)} must run as it is, with fixed sizes ({refused.reads[0].record.where}). Use dynamic=None: one program per input shape")
+    for _ in range(MAX_CHOICES):
+        failure, recording = record_opaque(model, call, choice.chosen)
+        if isinstance(failure, Unfit):
+            choice.drop(failure)
+            continue
+        if isinstance(failure, TraceError):
+            raise failure
+        try:
+            return trace_sizes(model, call, False, recording, failure)
+        except ActivationRead as again:
+            choice.add(again)
+    raise refused
+
+
+def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, recording: Recording, warm_failure: Exception | None) -> Traced:
     """Trace with symbolic sizes, fixed ones, or whichever is worth it; see `trace`."""
     traced: Traced | None = None
     if dynamic is not False:
         try:
-            traced = trace_once(model, call, records, symbolic=True)
+            traced = trace_once(model, call, recording, symbolic=True)
         except TraceError:
             if dynamic:
                 raise
@@ -183,7 +205,7 @@ def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, record
         raise TraceError("dynamic=True, but the model fixes every size of its inputs (its Python code depends on them). Use dynamic=None: one program per input shape")
     if traced is None or (dynamic is None and traced.shape_env is not None and not worth_symbols(traced)):
         try:
-            traced = trace_once(model, call, records, symbolic=False)
+            traced = trace_once(model, call, recording, symbolic=False)
         except TraceError as error:
             if warm_failure is not None:
                 raise TraceError(f"the model itself fails on the example inputs: {type(warm_failure).__name__}: {warm_failure}") from error
@@ -191,22 +213,22 @@ def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, record
     return traced
 
 
-def trace_once(model: torch.nn.Module, call: Call, records: tuple[Record, ...], *, symbolic: bool) -> Traced:
-    """One export, with all sizes symbolic where possible or all fixed; what the model reads from tensors is taken from `records`."""
-    if any(record.number for record in records):
+def trace_once(model: torch.nn.Module, call: Call, recording: Recording, *, symbolic: bool) -> Traced:
+    """One export, with all sizes symbolic where possible or all fixed; what the model reads from tensors is taken from `recording`."""
+    if any(record.number for record in recording.reads):
         try:
-            return export(model, call, records, symbolic, numbers=False)
+            return export(model, call, recording, symbolic, numbers=False)
         except TraceError:
             pass  # a floating number decides something
-    return export(model, call, records, symbolic, numbers=True)
+    return export(model, call, recording, symbolic, numbers=True)
 
 
-def export(model: torch.nn.Module, call: Call, records: tuple[Record, ...], symbolic: bool, numbers: bool) -> Traced:
+def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: bool, numbers: bool) -> Traced:
     """`trace_once`, with floating numbers fixed (`numbers`) or as symbols."""
     positions = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor)]
     # A program must not depend on the example's strides: a later non-contiguous input is made contiguous as well.
     leaves = tuple(call.leaves[i].detach().contiguous() for i in positions)
-    flat = FlatModel(model, call, positions, Replayer(records, numbers))
+    flat = FlatModel(model, call, positions, Replayer(recording.reads, numbers), OpaqueReplayer(model, recording.calls))
     flat.train(model.training)
     dims = (tuple({d: torch.export.Dim.AUTO for d in range(leaf.dim())} for leaf in leaves),) if symbolic else None
     with ExitStack() as stack:
@@ -214,7 +236,7 @@ def export(model: torch.nn.Module, call: Call, records: tuple[Record, ...], symb
         stack.enter_context(torch.no_grad())
         stack.enter_context(quiet())
         stack.enter_context(restored(model))
-        if records:
+        if recording.reads:
             stack.enter_context(tolist_seen_by_modes())
         try:
             exported = torch.export.export(flat, (leaves,), dynamic_shapes=dims, strict=False).run_decompositions({})
@@ -222,10 +244,10 @@ def export(model: torch.nn.Module, call: Call, records: tuple[Record, ...], symb
             raise
         except Exception as error:
             raise trace_error(error, model) from error
-    return build(model, call, positions, flat.result, exported, flat.replayer.used)
+    return build(model, call, positions, flat.result, exported, flat.replayer.used, recording.calls)
 
 
-def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: Sequence[Record]) -> Traced:
+def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: Sequence[Record], calls: Sequence[OpaqueCall]) -> Traced:
     """Turn an exported program into a `Traced`: parameters become get_attr, checks go, outputs get their order."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -257,6 +279,8 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
             attribute = f"_subgraph_{len(constants)}"
             constants[attribute] = getattr(exported.graph_module, node.target)
             env[node] = graph.get_attr(attribute)
+        elif is_opaque(node):
+            env[node] = emit_opaque(graph, node, calls, constants, new)
         elif node.op == "call_function" and not is_check(node):
             env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=node.name)
             env[node].meta = clean_meta(node.meta)

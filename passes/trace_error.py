@@ -6,6 +6,7 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 
 import torch
 
@@ -59,6 +60,20 @@ def calling_line() -> str:
             return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}: {linecache.getline(path, frame.f_lineno).strip()}"
         frame = frame.f_back  # type: ignore[assignment]
     return "unknown"
+
+
+def calling_modules(names: Mapping[int, str]) -> tuple[str, ...]:
+    """The modules whose `forward` is running, innermost first; `names`: id of a module -> its qualified name."""
+    found: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            name = names.get(id(frame.f_locals.get(code.co_varnames[0])))
+            if name is not None and name not in found:
+                found.append(name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(found)
 
 
 def operator_name(error: BaseException) -> str:

@@ -23,12 +23,14 @@ from seqpar.errors import MeshError, SeqparError
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced, trace
+from seqpar.tools.coverage_backend import has_plan, measure_backend, measure_peer
 from seqpar.tools.coverage_cases import all_cases
 from seqpar.tools.coverage_cases.case import Case
 from seqpar.tools.coverage_table import summary_line, table
 from seqpar.verification import difference, verify_traced
 
 MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "u2r2": (2, 2)}
+LARGE_MESHES = ("u2", "r2", "u2r2")
 TIMEOUT_S = 120.0
 Result = dict[str, Any]
 
@@ -86,8 +88,8 @@ def trace_error(case: Case, variant: str, traced: Traced) -> float:
     return max((difference(f, e)[1] for f, e in zip(found, expected, strict=False) if isinstance(e, torch.Tensor)), default=0.0)
 
 
-def measure_variant(case: Case, variant: str) -> Result:
-    """Trace once, then every mesh. The large variant is planned for one mesh and not simulated."""
+def measure_variant(case: Case, variant: str, backend: bool) -> Result:
+    """Trace once, then every mesh. The large variant is planned for three meshes and not simulated; `backend`: also under torch.compile."""
     started = time.perf_counter()
     try:
         traced = trace(case.build(), (), case.inputs(variant), dynamic=False)
@@ -96,26 +98,32 @@ def measure_variant(case: Case, variant: str) -> Result:
         return {"traced": False, **failure(error), "seconds": round(time.perf_counter() - started, 2)}
     seconds = round(time.perf_counter() - started, 2)
     result: Result = {"traced": True, "trace_err": trace_err, "nodes": len(traced.gm.graph.nodes), "seconds": seconds}
+    result |= {"reads": len(traced.reads), "opaque": sorted({call.name for call in traced.opaque})}
     large = variant == "large"
-    result["meshes"] = {name: measure_mesh(traced, u, r, not large) for name, (u, r) in MESHES.items() if not large or name in ("u2", "r2", "u2r2")}
+    meshes = {name: mesh for name, mesh in MESHES.items() if not large or name in LARGE_MESHES}
+    result["meshes"] = {name: measure_mesh(traced, u, r, not large) for name, (u, r) in meshes.items()}
+    if variant == "even" and backend:
+        result["backend"] = measure_backend(case, variant)
+    if large and has_plan(case):
+        result["peer"] = measure_peer(case, variant, meshes)
     return result
 
 
-def run_case(case: Case, variants: list[str], path: Path) -> None:
+def run_case(case: Case, variants: list[str], path: Path, backend: bool = False) -> None:
     """The whole measurement of one case, written to `path` after each variant."""
     torch.set_num_threads(1)
     result: Result = {"case": case.name, "variants": {}}
     for variant in variants:
-        result["variants"][variant] = measure_variant(case, variant)
+        result["variants"][variant] = measure_variant(case, variant, backend)
         path.write_text(json.dumps(result))
 
 
-def run_apart(case: Case, variants: list[str], path: Path, timeout: float) -> Result:
+def run_apart(case: Case, variants: list[str], path: Path, timeout: float, backend: bool = False) -> Result:
     """`run_case` in a process of its own; a crash or a hang becomes a recorded failure."""
     started = time.perf_counter()
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=run_case, args=(case, variants, partial))
+    process = multiprocessing.get_context("fork").Process(target=run_case, args=(case, variants, partial, backend))
     process.start()
     process.join(timeout)
     problem = None
@@ -142,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variants", default="even,odd,large")
     parser.add_argument("--fresh", action="store_true", help="run cases again that are finished")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds per case")
+    parser.add_argument("--no-backend", action="store_true", help="leave out torch.compile")
     parser.add_argument("--json", type=Path, help="write all results to one file")
     parser.add_argument("--table", type=Path, help="write the table as Markdown")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
@@ -156,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     for number, case in enumerate(cases, 1):
         path = options.work / f"{case.name}.json"
         known = path.exists() and not options.fresh
-        result = json.loads(path.read_text()) if known else run_apart(case, options.variants.split(","), path, options.timeout)
+        result = json.loads(path.read_text()) if known else run_apart(case, options.variants.split(","), path, options.timeout, not options.no_backend)
         results.append(result)
         print(f"[{number}/{len(cases)}] {summary_line(result)}{' (known)' if known else ''}", flush=True)
     if options.json:

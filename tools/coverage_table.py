@@ -1,9 +1,12 @@
 """Print coverage results: one line per case for people watching, a Markdown table for the documentation."""
 
+import re
 from typing import Any
 
 Result = dict[str, Any]
 TOLERANCE = 1e-5
+MESHES = ("u2", "r2", "u4", "u2r2")
+FULLY = 0.95  # a case below this share of sharded work gets its reasons told
 
 
 def entries(result: Result) -> list[tuple[str, str, Result]]:
@@ -23,7 +26,8 @@ def state(result: Result) -> str:
         return "UNTRACED"
     if any("error" in e for _, _, e in found):
         return "RAISED"
-    wrong = any(e.get("ok") is False for _, _, e in found) or any(e.get("trace_err", 0.0) > TOLERANCE for e in result["variants"].values())
+    wrong = any(e.get("ok") is False for _, _, e in found) or any(e.get("backend", {}).get("ok") is False for e in result["variants"].values())
+    wrong = wrong or any(e.get("trace_err", 0.0) > TOLERANCE for e in result["variants"].values())
     return "WRONG" if wrong else "ok"
 
 
@@ -53,31 +57,90 @@ def summary_line(result: Result) -> str:
     return f"{state(result):<8} {result['case']:<44} {numbers}  {result.get('seconds', 0):.0f} s  {first_problem(result)[:160]}".rstrip()
 
 
+def largest(result: Result, mesh: str) -> Result:
+    """The entry of a mesh at the largest size measured."""
+    found = {v: e for v, m, e in entries(result) if m == mesh and "attention" in e}
+    return next((found[v] for v in ("large", "even", "odd") if v in found), {})
+
+
 def strategies(result: Result) -> str:
-    """Attention strategies at u2r2 (large), folded."""
-    for wanted in (("large", "u2r2"), ("even", "u2r2"), ("even", "u2")):
-        for variant, mesh, e in entries(result):
-            if (variant, mesh) == wanted and "attention" in e:
-                counts: dict[str, int] = {}
-                for a in e["attention"]:
-                    counts[a["strategy"]] = counts.get(a["strategy"], 0) + a["count"]
-                return ", ".join(f"{n} {s}" for s, n in counts.items())
-    return ""
+    """Attention strategies at u2r2 (or u2, where heads do not suffice), folded."""
+    counts: dict[str, int] = {}
+    for a in (largest(result, "u2r2") or largest(result, "u2")).get("attention", ()):
+        counts[a["strategy"]] = counts.get(a["strategy"], 0) + a["count"]
+    return ", ".join(f"{n} {s}" for s, n in counts.items()) or "none"
 
 
-def reasons(result: Result) -> str:
-    """Why work is replicated, most work first, at sequence-dominant size."""
-    for variant, mesh, e in entries(result):
-        if variant == "large" and mesh == "u2" and "replicated" in e:
-            return "; ".join(f"{r['count']} {r['op']}: {r['reason']}" for r in e["replicated"][:3] if r["share"] > 0.005)
-    return ""
+def tracing(result: Result) -> str:
+    """How it traced: plain, with values replayed, with modules that run whole."""
+    variants = result["variants"].values()
+    modules = {name for e in variants for name in e.get("opaque", ())}
+    reads = max((e.get("reads", 0) for e in variants), default=0)
+    found = [f"{reads} values replayed"] * bool(reads) + [f"{len(modules)} opaque modules"] * bool(modules)
+    return ", ".join(found) or ("plain" if any(e["traced"] for e in variants) else "not at all")
+
+
+def errors(result: Result, variant: str) -> str:
+    """Relative errors on all meshes of a variant; a dash where a mesh does not fit."""
+    meshes = result["variants"].get(variant, {}).get("meshes", {})
+    return " ".join(f"{meshes[m]['rel_err']:.0e}".replace("e-0", "e-").replace("0e+00", "0") if "rel_err" in meshes.get(m, {}) else "-" for m in MESHES)
+
+
+def compiled(result: Result) -> str:
+    """Under torch.compile: the error with its number of graphs, or what failed."""
+    found = result["variants"].get("even", {}).get("backend")
+    if not found:
+        return ""
+    if "error" in found:
+        return "error"
+    return f"{'ok' if found['ok'] else 'WRONG'}, {found['split']} of {found['graphs']} graphs split"
+
+
+def peer(result: Result) -> str:
+    """Bytes of seqpar over those of diffusers' own plan, where it has one."""
+    found = []
+    for mesh, theirs in result["variants"].get("large", {}).get("peer", {}).items():
+        ours = result["variants"]["large"]["meshes"].get(mesh, {}).get("comm_bytes")
+        if "bytes" not in theirs:
+            found.append(f"{mesh} refused")
+        elif ours is not None and theirs["bytes"]:
+            found.append(f"{mesh} {ours / theirs['bytes']:.2f}")
+    return ", ".join(found)
+
+
+def reasons(result: Result) -> list[str]:
+    """What every rank repeats at sequence-dominant size, most work first."""
+    replicated = largest(result, "u2").get("replicated", ())
+    told = [r for r in replicated if r["share"] > 0.005][:5]
+    return [f"{r['share']:.1%} {r['count']} x {r['op']}: {r['reason']} ({re.sub(r'.*/', '', r['source'])})" for r in told]
+
+
+def number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
 
 
 def table(results: list[Result]) -> str:
-    head = ["case", "state", "worst error", "sharded (tiny)", "sharded (large)", "attention", "replicated"]
+    """One row per case, then the reasons of those that are not fully sharded, or not right."""
+    head = ["case", "state", "traced", "attention (u2r2)", "error, even", "error, odd", "torch.compile", "sharded, tiny", "sharded, large", "bytes / own plan"]
     rows = [
-        [r["case"], state(r), f"{worst_error(r):.1e}", f"{fraction(r, 'even'):.3f}", f"{fraction(r, 'large'):.3f}", strategies(r), reasons(r) or first_problem(r)[:120]]
+        [r["case"], state(r), tracing(r), strategies(r), errors(r, "even"), errors(r, "odd"), compiled(r), number(fraction(r, "even")), number(fraction(r, "large")), peer(r)]
         for r in results
     ]
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines) + "\n"
+    right = sum(state(r) == "ok" for r in results)
+    full = sum(fraction(r, "large") >= FULLY for r in results)
+    text = [
+        "# What is covered\n",
+        f"{right} of {len(results)} cases are right; {full} divide at least {FULLY} of the work at sequence-dominant size. Errors are relative, on the meshes {', '.join(MESHES)} in this order.\n",
+        *lines,
+        "\n## Reasons\n",
+    ]
+    for r in results:
+        why = [first_problem(r)[:300]] if first_problem(r) else []
+        if not fraction(r, "large") >= FULLY:
+            why += reasons(r) or (["no attention over a sequence"] if largest(r, "u2").get("nothing_to_shard") else [])
+        if compiled(r) == "error":
+            why.append(f"torch.compile: {' '.join(r['variants']['even']['backend']['error'].split())[:200]}")
+        if why:
+            text += [f"- **{r['case']}** ({number(fraction(r, 'large'))})", *(f"  - {line}" for line in why)]
+    return "\n".join(text) + "\n"

@@ -8,7 +8,7 @@ from torch import nn
 from seqpar.tools.coverage_cases.case import Case, Draw, diffusers_case
 from seqpar.tools.coverage_cases.images import hunyuan, sana, sd3, z_image
 from seqpar.tools.coverage_cases.streams import FLUX, QWEN, flux, qwen
-from seqpar.tools.coverage_cases.videos import COSMOS
+from seqpar.tools.coverage_cases.videos import COSMOS, NearestResize
 
 FLUX_CONTROL: dict[str, Any] = {"in_channels": 16, "pooled_projection_dim": 20, "guidance_embeds": True, **FLUX}
 QWEN_CONTROL: dict[str, Any] = {**QWEN, "in_channels": 16}
@@ -97,18 +97,6 @@ def z_controlnet() -> nn.Module:
     transformer = ZImageTransformer2DModel(in_channels=4, n_layers=2, cap_feat_dim=24, axes_dims=[4, 4, 4], axes_lens=[1100, 64, 64], **common)
     control = ZImageControlNetModel(control_layers_places=[0, 1], control_refiner_layers_places=[0], control_in_dim=4, **common)
     return ZImageControlNetModel.from_transformer(control, transformer)
-
-
-class NearestResize:
-    """What diffusers uses of torchvision.transforms here, for machines without torchvision."""
-
-    class InterpolationMode:
-        NEAREST = "nearest"
-
-    class functional:
-        @staticmethod
-        def resize(x: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
-            return nn.functional.interpolate(x, size, mode=interpolation)
 
 
 def cosmos_controlnet() -> nn.Module:

@@ -110,6 +110,25 @@ def wan_animate2(d: Draw) -> dict[str, Any]:
     }
 
 
+def wan_animate2_cached(d: Draw) -> dict[str, Any]:
+    """A denoising step: the keys and values of the reference are read from the cache."""
+    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+    inputs, tokens = wan_animate2(d), d.frames * d.video_rows * d.video_cols
+    cache = WanAnimate2KVCache(2)
+    for layer in cache.layer_caches:
+        layer.store(d.normal(1, tokens, 4, 12), d.normal(1, tokens, 4, 12))
+    del inputs["offset_grid_sizes"]
+    return {
+        **inputs,
+        "kv_cache": cache,
+        "kv_cache_mode": "cached",
+        "reference_grid_sizes": torch.tensor([[d.frames, d.video_rows, d.video_cols]]),
+        "origin_len": 4 * (d.frames - 1),
+        "origin_area": [16 * d.video_rows, 16 * d.video_cols],
+    }
+
+
 def kandinsky_sr(d: Draw) -> dict[str, Any]:
     """Rows and columns are multiples of the 8 x 8 blocks of its sparse attention."""
     shape = d.pick((2, 8, 8), (3, 8, 16), (4, 16, 16))
@@ -154,6 +173,7 @@ ANIMATE: dict[str, Any] = {
     "in_channels": 12, "latent_channels": 4, "image_dim": None, "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8}, "motion_encoder_size": 16, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8,
     "face_encoder_hidden_dim": 16, "face_encoder_num_heads": 4, "inject_face_latents_blocks": 1,
 }
+ANIMATE2: dict[str, Any] = {"text_len": 16, "in_dim": 12, "dim": 48, "ffn_dim": 48, "freq_dim": 16, "text_dim": 24, "out_dim": 4, "num_heads": 4, "num_layers": 2, "use_img_emb": False}
 
 CASES: tuple[Case, ...] = (
     diffusers_case("AnyFlowFARTransformer3DModel", anyflow_far, compressed_patch_size=(1, 4, 4), chunk_partition=(1, 1), **WAN),
@@ -163,7 +183,8 @@ CASES: tuple[Case, ...] = (
     diffusers_case("HunyuanVideo15Transformer3DModel", hunyuan15, task_type="t2v", **HUNYUAN15),
     diffusers_case("HunyuanVideo15Transformer3DModel@i2v", hunyuan15_i2v, task_type="i2v", **HUNYUAN15),
     diffusers_case("WanAnimateTransformer3DModel", wan_animate, **{**WAN, **ANIMATE}),
-    diffusers_case("WanAnimate2Transformer3DModel", wan_animate2, text_len=16, in_dim=12, dim=48, ffn_dim=48, freq_dim=16, text_dim=24, out_dim=4, num_heads=4, num_layers=2, use_img_emb=False),
+    diffusers_case("WanAnimate2Transformer3DModel", wan_animate2, **ANIMATE2),
+    diffusers_case("WanAnimate2Transformer3DModel@cached", wan_animate2_cached, **ANIMATE2),
     diffusers_case("Kandinsky6SRTransformer3DModel", kandinsky_sr, in_visual_dim=4, out_visual_dim=4, time_dim=16, model_dim=32, ff_dim=48, num_visual_blocks=2, axes_dims=(2, 2, 4)),
     diffusers_case("SanaWMTransformer3DModel", sana_wm, in_channels=4, num_layers=2, hidden_size=48, num_attention_heads=4, softmax_every_n=2, linear_head_dim=12, chunk_plucker_channels=6, chunk_plucker_post_attn_blocks=2, caption_channels=24, mlp_ratio=2.0),
     diffusers_case("SanaWMLTX2RefinerTransformer3DModel", refiner, in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=4, audio_attention_head_dim=4, audio_cross_attention_dim=16, num_layers=2, caption_channels=24),

@@ -102,14 +102,22 @@ def t5(**settings: Any) -> dict[str, Any]:
     return {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 50, "is_encoder_decoder": False, "use_cache": False, **settings}
 
 
+def interfaces(name: str, draw: Callable[[Draw], dict[str, Any]], /, **settings: Any) -> tuple[Case, ...]:
+    """One case per attention interface of transformers: `sdpa`, `eager` (products and a softmax), `flex_attention`."""
+    others = {"eager": "eager", "flex": "flex_attention"}
+    return (transformers_case(name, draw, **settings), *(transformers_case(f"{name}@{label}", draw, attn_implementation=kind, **settings) for label, kind in others.items()))
+
+
+GEMMA: dict[str, Any] = {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"], **DECODER}
+
 CASES: tuple[Case, ...] = (
-    transformers_case("LlamaForCausalLM", padded_words, config="LlamaConfig", **DECODER),
-    transformers_case("LlamaForCausalLM@eager", padded_words, config="LlamaConfig", attn_implementation="eager", **DECODER),
+    *interfaces("LlamaForCausalLM", padded_words, config="LlamaConfig", **DECODER),
     transformers_case("LlamaForCausalLM@loss", with_loss, config="LlamaConfig", **DECODER),
     transformers_case("LlamaForCausalLM@causal", words, config="LlamaConfig", **DECODER),
-    transformers_case("Qwen3ForCausalLM", padded_words, config="Qwen3Config", head_dim=8, **DECODER),
-    transformers_case("MistralForCausalLM", padded_words, config="MistralConfig", sliding_window=6, head_dim=8, **DECODER),
-    transformers_case("Gemma3ForCausalLM", padded_words, config="Gemma3TextConfig", head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"], **DECODER),
+    *interfaces("Qwen3ForCausalLM", padded_words, config="Qwen3Config", head_dim=8, **DECODER),
+    *interfaces("MistralForCausalLM", padded_words, config="MistralConfig", sliding_window=6, head_dim=8, **DECODER),
+    *interfaces("Gemma3ForCausalLM", padded_words, config="Gemma3TextConfig", **GEMMA),
+    transformers_case("Gemma3ForCausalLM@loss", with_loss, config="Gemma3TextConfig", **GEMMA),
     transformers_case("T5EncoderModel", encoder_words, config="T5Config", **t5()),
     transformers_case("UMT5EncoderModel", encoder_words, config="UMT5Config", **t5()),
     transformers_case("CLIPTextModel", clip_words, config="CLIPTextConfig", vocab_size=50, eos_token_id=49, max_position_embeddings=1024, **SIZE),

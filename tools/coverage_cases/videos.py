@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from seqpar.tools.coverage_cases.case import Case, Draw, diffusers_case, rotary
 
@@ -61,6 +62,42 @@ def cosmos(d: Draw) -> dict[str, Any]:
         "attention_mask": d.mask(),
         "fps": 16,
     }
+
+
+class NearestResize:
+    """What diffusers uses of torchvision.transforms here, for machines without torchvision."""
+
+    class InterpolationMode:
+        NEAREST = "nearest"
+
+    class functional:
+        @staticmethod
+        def resize(x: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+            return nn.functional.interpolate(x, size, mode=interpolation)
+
+
+def cosmos_v2w(d: Draw) -> dict[str, Any]:
+    """The first frame is given: its time step is zero, and a mask says so."""
+    given = torch.zeros(d.batch, 1, d.frames, 1, 1)
+    given[:, :, :1] = 1
+    rows, cols = 2 * d.video_rows, 2 * d.video_cols
+    return {
+        **cosmos(d),
+        "timestep": d.times()[:, None, None, None, None] * (1 - given),
+        "condition_mask": given.repeat(1, 1, 1, rows, cols),
+        "padding_mask": torch.zeros(1, 1, rows, cols),
+    }
+
+
+def cosmos_model(name: str, **config: Any) -> Any:
+    def construct() -> nn.Module:
+        from diffusers.models.transformers import transformer_cosmos
+
+        if not hasattr(transformer_cosmos, "transforms"):
+            transformer_cosmos.transforms = NearestResize
+        return getattr(transformer_cosmos, name)(**config)
+
+    return construct
 
 
 def easyanimate(d: Draw) -> dict[str, Any]:
@@ -142,6 +179,7 @@ CASES: tuple[Case, ...] = (
     diffusers_case("CogVideoXTransformer3DModel", cogvideox, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=8, **COGVIDEO),
     diffusers_case("CogVideoXTransformer3DModel@1.5", cogvideox15, sample_width=8, sample_height=8, sample_frames=5, patch_size_t=2, patch_bias=False, max_text_seq_length=8, **COGVIDEO),
     diffusers_case("CosmosTransformer3DModel", cosmos, **COSMOS),
+    Case("CosmosTransformer3DModel@v2w", cosmos_model("CosmosTransformer3DModel", **{**COSMOS, "in_channels": 5, "concat_padding_mask": True}), lambda d: {**cosmos_v2w(d), "return_dict": False}),
     diffusers_case("EasyAnimateTransformer3DModel", easyanimate, num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, patch_size=2, sample_width=8, sample_height=8, num_layers=2, mmdit_layers=1, time_embed_dim=16, text_embed_dim=24),
     diffusers_case("LTXVideoTransformer3DModel", ltx, in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=12, cross_attention_dim=48, num_layers=2, caption_channels=24),
     diffusers_case("SanaVideoTransformer3DModel", sana_video, in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=12, num_layers=2, num_cross_attention_heads=4, cross_attention_head_dim=12, cross_attention_dim=48, caption_channels=24, sample_size=8),

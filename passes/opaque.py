@@ -1,0 +1,257 @@
+"""Modules whose Python code depends on activations, made leaves of the trace.
+
+Before: `counts = chosen.bincount().cpu().numpy()` in a routing module: another program in every call
+After:  the module is one node that runs its own `forward` on whole values (`runtime/opaque.py`); the rest of the model is traced as ever
+
+Which modules: for each read that no guard can cover, the innermost module whose `forward` was running, or the next one around it
+if its arguments or results are no tensors. They are recorded in an eager run: arguments, shapes of the results, work. A module that does
+more than return its results is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+from seqpar.compat import pytree
+from seqpar.errors import TraceError
+from seqpar.passes.arguments import Call
+from seqpar.passes.effects import RandomState, StateWatch, version, writes
+from seqpar.passes.read_guard import ActivationRead, Unguarded, refusal, stirred
+from seqpar.passes.replay import Record, Recorder, example
+from seqpar.passes.warm import restored, warm_up
+from seqpar.runtime.opaque import Form, OpaqueCall, autocast_state, run_opaque
+
+PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+Forward = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+# The counter knows the kernels of accelerators only.
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What an eager run of the example tells the tracer: the values read, and the calls of modules that run as they are, in order."""
+
+    reads: tuple[Record, ...] = ()
+    calls: tuple[OpaqueCall, ...] = ()
+
+
+class Unfit(Exception):
+    """A module cannot be a leaf; the one around it may."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} {why}")
+        self.name, self.why = name, why
+
+
+# ---- recording -----------------------------------------------------------------------------------
+
+
+class OpaqueRecorder:
+    """Runs the chosen modules as they are and notes their calls; the values they read are theirs alone."""
+
+    def __init__(self, model: torch.nn.Module, chosen: Mapping[str, Unguarded], reader: Recorder) -> None:
+        self.chosen, self.reader = chosen, reader
+        self.kinds = {name: type(model.get_submodule(name)).__qualname__ for name in chosen}
+        self.states = {name: StateWatch(model.get_submodule(name)) for name in chosen}
+        self.calls: list[OpaqueCall] = []
+
+    def __call__(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.reader.idle:  # inside another one
+            return forward(*args, **kwargs)
+        self.reader.idle = True
+        try:
+            return self.record(name, forward, args, kwargs)
+        finally:
+            self.reader.idle = False
+
+    def record(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, in_spec = pytree.tree_flatten((args, kwargs))
+        self.check(name, [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))], "takes")
+        if (changed := self.states[name].changed()) is not None:
+            raise self.refuse(name, f"the model changes {changed} of it during the call")
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        versions, random = [version(tensor) for tensor in tensors], RandomState(tensors)
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            returned = forward(*args, **kwargs)
+        why = writes(self.states[name], tensors, versions, leaves, pytree.tree_leaves((args, kwargs)), random)
+        if why is not None:
+            raise self.refuse(name, why)
+        found, out_spec = pytree.tree_flatten(returned)
+        self.check(name, [leaf for leaf in found if leaf is not None and not isinstance(leaf, Tensor)], "returns")
+        if not steady(forward, leaves, in_spec, found):
+            raise Unfit(name, "returns other shapes for other contents of its inputs")
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        self.calls.append(
+            OpaqueCall(
+                name, self.kinds[name], self.chosen[name].record.function, self.chosen[name].record.where, in_spec,
+                tuple(None if i in places else leaf for i, leaf in enumerate(leaves)), places, tuple(map(Form.of, tensors)),
+                out_spec, tuple(None if leaf is None else Form.of(leaf) for leaf in found), counter.get_total_flops(), autocast_state(tensors),
+            )  # fmt: skip
+        )
+        return returned
+
+    def check(self, name: str, others: Sequence[Any], verb: str) -> None:
+        if others:
+            raise Unfit(name, f"{verb} a {type(others[0]).__name__}, not only tensors")
+
+    def refuse(self, name: str, why: str) -> ActivationRead:
+        return refusal(self.chosen[name].record, f"{self.chosen[name].why}; and {name} ({self.kinds[name]}) cannot run as it is inside a program: {why}")
+
+
+def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, returned: Sequence[Any]) -> bool:
+    """False if the shapes of the results change with the content of floating arguments (one other content is tried; every call checks)."""
+    other = [stirred(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() else leaf for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(other, spec)
+    try:
+        again = pytree.tree_leaves(forward(*args, **kwargs))
+    except Exception:  # such content may mean nothing to it
+        return True
+    return [leaf.shape for leaf in again if isinstance(leaf, Tensor)] == [leaf.shape for leaf in returned if isinstance(leaf, Tensor)]
+
+
+def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Unguarded]) -> tuple[Exception | None, Recording]:
+    """Run the example with the chosen modules (name -> a read in it) as leaves; the model is left as it was.
+
+    Returns the exception the run failed with, if any, which may be an `Unfit`.
+    """
+    reader = Recorder(model)
+    handler: list[OpaqueRecorder] = []
+    with restored(model), forwards(model, chosen, lambda *given: handler[0](*given)):
+        handler.append(OpaqueRecorder(model, chosen, reader))  # sees the modules as they are during the run
+        failure = warm_up(model, *example(call), watch=reader)
+    return failure, Recording(tuple(reader.records), tuple(handler[0].calls))
+
+
+@contextmanager
+def forwards(model: torch.nn.Module, names: Mapping[str, Any], handler: Forward) -> Iterator[None]:
+    """Send the `forward` of the named modules to `handler(name, forward, args, kwargs)`; hooks stay outside."""
+    kept = []
+    try:
+        for name in names:
+            module = model.get_submodule(name)
+            kept.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = redirected(name, module.forward, handler)
+        yield
+    finally:
+        for module, own in kept:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+def redirected(name: str, forward: Callable[..., Any], handler: Forward) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return handler(name, forward, args, kwargs)
+
+    return call
+
+
+class Choice:
+    """Which modules are leaves: name -> the read that made it one."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[str, Unguarded] = {}
+        self.unfit: dict[str, str] = {}
+
+    def add(self, refused: ActivationRead) -> None:
+        """Choose a module for each refused read.
+
+        Raises:
+            ActivationRead: there is none left but the whole model.
+        """
+        for name in {name for read in refused.reads for name in read.record.modules} & self.chosen.keys():
+            self.unfit[name] = "is not only called as a module"
+            del self.chosen[name]
+        for read in refused.reads:
+            self.choose(read)
+
+    def drop(self, unfit: Unfit) -> None:
+        """Choose the module around one that is unfit."""
+        self.unfit[unfit.name] = unfit.why
+        self.choose(self.chosen.pop(unfit.name))
+
+    def choose(self, read: Unguarded) -> None:
+        modules = read.record.modules
+        name = next((name for name in modules if name and name not in self.unfit), None)
+        if name is None:
+            tried = "; ".join(f"{name} {self.unfit[name]}" for name in modules if name in self.unfit)
+            raise refusal(read.record, f"{read.why}; and no module around it can run as it is: {tried}" if tried else read.why)
+        self.chosen.setdefault(name, read)
+
+
+# ---- tracing -------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("seqpar::opaque_module", mutates_args=())
+def opaque_module(inputs: list[Tensor], form: str) -> list[Tensor]:
+    """Stands for a module while the tracer runs. `form`: JSON of the call's number and the results' shapes, dtypes and devices."""
+    raise AssertionError("opaque_module is only traced; programs call run_opaque")
+
+
+@opaque_module.register_fake
+def _(inputs: list[Tensor], form: str) -> list[Tensor]:
+    return [torch.empty(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype, device in json.loads(form)["results"]]
+
+
+class OpaqueReplayer:
+    """Active while tracing: puts a node in place of each recorded call, in order."""
+
+    def __init__(self, model: torch.nn.Module, calls: Sequence[OpaqueCall]) -> None:
+        self.model, self.calls = model, tuple(calls)
+        self.waiting: dict[str, list[int]] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Around one run of the model; torch.export makes more than one."""
+        self.waiting = defaultdict(list)
+        for number, call in enumerate(self.calls):
+            self.waiting[call.name].append(number)
+        with forwards(self.model, dict.fromkeys(self.waiting), self):
+            yield
+
+    def __call__(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self.waiting[name]:
+            raise TraceError(f"{name} is called once more than in the eager run of the example")
+        number = self.waiting[name].pop(0)
+        call = self.calls[number]
+        plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        if spec != call.in_spec or plain != call.arguments or tuple(map(Form.of, tensors)) != call.inputs:
+            raise TraceError(f"{name} is called with other arguments than in the eager run of the example")
+        device = str(tensors[0].device if tensors else "cpu")
+        results = [(form.shape, str(form.dtype).removeprefix("torch."), device) for form in call.outputs if form is not None]
+        found = iter(opaque_module(tensors, json.dumps({"call": number, "results": results})))
+        return pytree.tree_unflatten([None if form is None else next(found) for form in call.outputs], call.out_spec)
+
+
+def emit_opaque(graph: fx.Graph, node: fx.Node, calls: Sequence[OpaqueCall], constants: dict[str, Any], new: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """The node that runs the module, in place of one of `opaque_module`."""
+    number = json.loads(node.args[1])["call"]  # type: ignore[arg-type]
+    call, attribute = calls[number], f"_opaque_{number}"
+    constants[attribute] = call
+    tensors = tuple(new(tensor) for tensor in node.args[0])  # type: ignore[union-attr, arg-type]
+    made = graph.call_function(run_opaque, (graph.get_attr(attribute), graph.get_attr(call.name), tensors))
+    made.meta = {"val": node.meta["val"], "opaque": call, "flops": call.flops}
+    return made
+
+
+def is_opaque(node: fx.Node) -> bool:
+    return node.target is opaque_module._opoverload
+
+
+def opaque_calls(graph: fx.Graph) -> tuple[OpaqueCall, ...]:
+    """The calls of modules that a traced graph runs as they are."""
+    return tuple(node.meta["opaque"] for node in graph.nodes if node.target is run_opaque)
