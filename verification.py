@@ -67,7 +67,7 @@ def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence
         reference = traced.gm(*inputs)
         reference = reference if expected is None else [*expected, *reference[len(expected) :]]
         outputs = simulate(partitioned, inputs)
-    absolute, relative, ok = compare(reference, outputs, attention_tolerance(traced.gm.graph))
+    absolute, relative, ok = compare(reference, outputs, attention_tolerance(partitioned.traced.gm.graph))
     divergence = None if ok else find_divergence(partitioned, inputs)
     return Report(ok, absolute, relative, divergence, partitioned.plan)
 

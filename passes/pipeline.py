@@ -27,6 +27,8 @@ from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
 from seqpar.passes.localise import source_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
@@ -219,7 +221,10 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     started = time.perf_counter()
     if ulysses * ring > 1:
         check_sizes_known(traced)
-        traced = replace(traced, gm=recognise_attention(traced.gm))
+        gm = traced.gm
+        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention):
+            gm = normalise(gm)
+        traced = replace(traced, gm=gm)
     inference = infer(traced.gm.graph, sizes)
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
