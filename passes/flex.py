@@ -30,7 +30,7 @@ from seqpar.passes.share import with_graph
 
 aten = torch.ops.aten
 NAMES = ("query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options", "score_mod_other_buffers", "mask_mod_other_buffers")
-CAUSAL = {aten.ge.Tensor: (2, 3), aten.le.Tensor: (3, 2)}  # comparing these arguments of a mask function is the lower triangle
+CAUSAL = {aten.ge.Tensor: (2, 3), aten.le.Tensor: (3, 2)}  # comparing these positions is the lower triangle
 COPIES = (aten.clone.default, aten.alias.default, aten.detach.default)
 
 
@@ -94,9 +94,9 @@ class Flex:
         score = self._once("score", self.score_mod, self.call.get("score_mod_other_buffers", ()), self._score)
         scale = float(self.call["scale"]) * score.scale
         options = {"scale": scale, "enable_gqa": heads[0] != heads[1]}
-        if score.bias is None and score.seen is None and _is_causal(self.mask_mod):
-            return self.build.call(aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, **options)
         seen = self._once("mask", self.mask_mod, self.call.get("mask_mod_other_buffers", ()), self._mask)
+        if score.bias is None and score.seen is None and self._is_causal(seen):
+            return self.build.call(aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, **options)
         mask, blind = self._once_more((score, seen), lambda: self._combine(score, seen))
         out = self.build.call(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, **options)
         return out if blind is None else self.build.call(aten.masked_fill.Scalar, out, blind, 0.0)
@@ -151,6 +151,13 @@ class Flex:
             return None
         return Spread(inliner.node(found))
 
+    def _is_causal(self, seen: Spread | None) -> bool:
+        """The mask is the lower triangle and nothing else."""
+        if seen is None or seen.node.target not in CAUSAL:
+            return False
+        places = self._positions()
+        return tuple(seen.node.args) == tuple(places[i].node for i in CAUSAL[seen.node.target])
+
     def _combine(self, score: Score, seen: Spread | None) -> tuple[Node | None, Node | None]:
         """(mask as attention takes it, rows that see nothing)"""
         parts = [s.node for s in (seen, score.seen) if s is not None]
@@ -164,13 +171,6 @@ class Flex:
             hidden = self.build.call(aten.logical_not.default, visible)
             bias = self.build.call(aten.masked_fill.Scalar, bias, hidden, -math.inf)
         return bias, self.build.call(aten.all.dim, self.build.call(aten.eq.Scalar, bias, -math.inf), -1, True)
-
-
-def _is_causal(mask_mod: GraphModule) -> bool:
-    """The mask is the lower triangle and nothing else."""
-    output = next(n for n in mask_mod.graph.nodes if n.op == "output").args[0]
-    places = [n for n in mask_mod.graph.nodes if n.op == "placeholder"]
-    return isinstance(output, Node) and output.target in CAUSAL and tuple(output.args) == tuple(places[i] for i in CAUSAL[output.target])
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,8 @@ class Inliner:
         values = _values((args, kwargs))
         if target in CONSTANTS:
             return _constant(target, args, kwargs)
+        if (kept := _unchanged(target, args)) is not None:
+            return kept
         if target is aten.index.Tensor:
             return self._index(args[0], args[1])
         if target is aten.select.int and isinstance(args[0], Partial) and args[1] == 0 and args[2] >= 0:
@@ -171,6 +173,17 @@ def _constant(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Con
     if bound.get("size") or not isinstance(number, (int, float, bool)) or dtype is None:
         raise NotUnderstood(str(target))
     return Constant(number, dtype)
+
+
+def _unchanged(target: Any, args: tuple[Any, ...]) -> Spread | None:
+    """The operand that a call returns as it is: `i + 0`, `mask & True`. Functions composed of parts are full of these."""
+    if target is aten.add.Tensor and len(args) == 2 and isinstance(args[0], Spread) and args[1] == 0 and isinstance(args[1], int):
+        return args[0]
+    if target in (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default):
+        for one, other in (args, args[::-1]):
+            if isinstance(one, Constant) and one == Constant(1, torch.bool) and isinstance(other, Spread) and other.node.meta["val"].dtype == torch.bool:
+                return other
+    return None
 
 
 def is_minus_infinity(value: Any) -> bool:

@@ -4,7 +4,7 @@ Before: %f = aten._scaled_dot_product_flash_attention(%q, %k, %v, 0.0, True, sca
 After:  %o = aten.scaled_dot_product_attention(%q, %k, %v, None, 0.0, True, scale=0.25, enable_gqa=False)
 
 Only where nothing but the result is used (no log-sum-exp, no random state), without dropout, and not for a triangle over
-unequal lengths, which the kernels align differently.
+unequal lengths, which the kernels align differently, or a boolean mask, which some of them add.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def rewrite(graph: Graph, node: Node) -> bool:
     q, k, v = call["query"], call["key"], call["value"]
     mask = call[name] if (name := MASKS[node.target]) else None
     if call["dropout_p"] or call.get("dropout_mask") is not None:
+        return False
+    if mask is not None and mask.meta["val"].dtype == torch.bool:
         return False
     shapes = [[as_length(n) for n in x.meta["val"].shape] for x in (q, k, v)]
     if call["is_causal"] and (mask is not None or shapes[0][-2] != shapes[1][-2]):

@@ -25,10 +25,10 @@ from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
-from seqpar.passes.localise import source_line
-from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.localise import source_line
+from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
