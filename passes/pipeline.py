@@ -33,6 +33,7 @@ from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
+from seqpar.passes.triangle import simplify_masks
 
 CLEARLY = 0.97  # parts of whole rows are less even than parts cut anywhere
 
@@ -227,7 +228,7 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     if ulysses * ring > 1:
         check_sizes_known(traced)
         gm = traced.gm
-        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention):
+        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks):
             gm = normalise(gm)
         traced = replace(traced, gm=gm)
     inference = infer(traced.gm.graph, sizes)
