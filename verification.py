@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
+from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
@@ -56,18 +57,19 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
 
 
-def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None) -> Report:
+def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None, machine: Machine | None = None) -> Report:
     """`verify` for a model that is traced already; its example inputs are the ones compared.
 
-    expected: the model's own outputs as leaves; without them, those of the traced graph.
+    expected: the model's own outputs as leaves; without them, those of the traced graph. machine: what decides
+    between strategies.
     """
-    partitioned = partition(traced, ulysses=ulysses, ring=ring)
+    partitioned = partition(traced, ulysses=ulysses, ring=ring, machine=machine)
     inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)
         reference = reference if expected is None else [*expected, *reference[len(expected) :]]
         outputs = simulate(partitioned, inputs)
-    absolute, relative, ok = compare(reference, outputs, attention_tolerance(traced.gm.graph))
+    absolute, relative, ok = compare(reference, outputs, attention_tolerance(partitioned.traced.gm.graph))
     divergence = None if ok else find_divergence(partitioned, inputs)
     return Report(ok, absolute, relative, divergence, partitioned.plan)
 

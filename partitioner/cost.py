@@ -8,7 +8,9 @@ move may never look more expensive than a small share of the work it lets the ra
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -57,7 +59,15 @@ def nbytes(value: torch.Tensor, sizes: Sizes) -> int:
     return numel(value, sizes) * value.element_size()
 
 
-def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> int:
+def attention_pairs(rows: int, columns: int, is_causal: bool) -> int:
+    """Pairs of query and key that attention computes: all, or those of the lower triangle."""
+    if not is_causal:
+        return rows * columns
+    square = min(rows, columns)
+    return square * (square + 1) // 2 + (rows - square) * columns
+
+
+def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, ...], is_causal: bool = False) -> int:
     """Multiply-add counted as two. `shapes` are those of the tensor arguments in call order; 0 for anything but a contraction."""
     if target in (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
         return 2 * math.prod(out) * shapes[0][-1]
@@ -66,8 +76,15 @@ def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, 
     if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
         return 2 * math.prod(out) * math.prod(shapes[1][1:])
     if target in (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention):
-        return 2 * math.prod(out[:-1]) * shapes[1][-2] * (shapes[0][-1] + out[-1])
+        return 2 * math.prod(out[:-2]) * attention_pairs(out[-2], shapes[1][-2], is_causal) * (shapes[0][-1] + out[-1])
     return 0
+
+
+def is_causal(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is attention of the lower triangle."""
+    if target is not aten.scaled_dot_product_attention.default:
+        return False
+    return bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
 
 
 def node_work(node: Node, sizes: Sizes) -> int:
@@ -81,4 +98,4 @@ def node_work(node: Node, sizes: Sizes) -> int:
     map_arg((node.args, node.kwargs), operands.append)
     shapes = [tuple(sizes.hint(s) for s in shape_of(n.meta["val"])) for n in operands if isinstance(n.meta.get("val"), torch.Tensor)]
     out = tuple(sizes.hint(s) for s in shape_of(outs[0]))
-    return (matmul_flops(node.target, shapes, out) if shapes else 0) or sum(numel(v, sizes) for v in outs)
+    return (matmul_flops(node.target, shapes, out, is_causal(node.target, node.args, node.kwargs)) if shapes else 0) or sum(numel(v, sizes) for v in outs)

@@ -4,6 +4,8 @@ Before: %o = aten.scaled_dot_product_attention(%q, %k, %v)                      
 After:  %q_h, %k_h, %v_h = seq_to_heads([%q, %k, %v], …, group="ulysses")                     [B, H/U, S_ring_row, D]
         %o_h = ring_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")
         %o = heads_to_seq(%o_h, …, group="ulysses")                                           [B, H, S/N, D]
+
+A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.lengths import Length, part, product, total
 from seqpar.partitioner.relation import Relation
+from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
+from seqpar.runtime.zigzag import zigzag_attention
 
 if TYPE_CHECKING:
     from seqpar.passes.emit import Emitter
@@ -113,6 +117,9 @@ class Exchange:
         if self.ring == 1:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
+        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
+            (parts,) = self.over_ring(self.rows, spec.q)
+            return self.emitter.call(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
         segments = {"query_segments": self.over_ring(self.rows, spec.q), "key_segments": self.over_ring(self.columns, spec.k)}
         return self.emitter.call(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 

@@ -1,6 +1,7 @@
 """Count what an emitted program does: run it on meta tensors with groups that only count.
 
-FLOPs are those of contractions (linear, matmul, convolution, attention), a multiply-add counted as two; bytes are those a rank
+FLOPs are those of contractions (linear, matmul, convolution, attention), a multiply-add counted as two. Of causal attention the visible
+pairs are counted; around a ring, the kernels that really run, with what they cannot skip. Bytes are those a rank
 receives from other ranks, wire padding included.
 """
 
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from seqpar.compat import HigherOrderOperator, pytree
-from seqpar.partitioner.cost import matmul_flops
+from seqpar.compat import HigherOrderOperator, TorchDispatchMode, pytree
+from seqpar.partitioner.cost import attention_pairs, is_causal, matmul_flops
 from seqpar.runtime.counting import CountingGroup, Traffic
 from seqpar.runtime.opaque import run_opaque
 from seqpar.runtime.ring import ring_attention, split_kv_attention
+from seqpar.runtime.zigzag import zigzag_attention
 
 aten = torch.ops.aten
+AROUND_THE_RING = (ring_attention, split_kv_attention, zigzag_attention)
 
 
 @dataclass
@@ -61,6 +64,11 @@ class CountInterpreter(fx.Interpreter):
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
+        elif target in AROUND_THE_RING:
+            with KernelCounter() as counter:
+                result = super().call_function(target, args, kwargs)
+            self.counts.flops[self.current.name] = counter.flops
+            return result
         else:
             result = super().call_function(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)
@@ -85,12 +93,26 @@ def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
     result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result
     if not isinstance(result, Tensor):
         return 0
-    if target in (ring_attention, split_kv_attention):
-        keys = sum(sum(s) if isinstance(s, Sequence) else s for s in kwargs["key_segments"])
-        q, _, v = args[:3]
-        return 2 * q.shape[0] * q.shape[1] * q.shape[2] * keys * (q.shape[3] + v.shape[3])
     shapes = [tuple(a.shape) for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-    return matmul_flops(target, shapes, tuple(result.shape)) if shapes else 0
+    return matmul_flops(target, shapes, tuple(result.shape), is_causal(target, args, kwargs)) if shapes else 0
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts the attention kernels (and products) that run on meta tensors inside a call: what a ring really computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is aten._scaled_dot_product_flash_attention.default:
+            q, k, v = args[:3]
+            pairs = attention_pairs(q.shape[2], k.shape[2], len(args) > 4 and args[4])
+            self.flops += 2 * q.shape[0] * q.shape[1] * pairs * (q.shape[3] + v.shape[3])
+        elif isinstance(result, Tensor):
+            self.flops += matmul_flops(func, [tuple(a.shape) for a in args if isinstance(a, Tensor)], tuple(result.shape))
+        return result
 
 
 def count(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int, ring: int, rank: int) -> Counts:

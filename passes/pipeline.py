@@ -23,13 +23,17 @@ from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
+from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
+from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.localise import source_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
+from seqpar.passes.triangle import simplify_masks
 
 CLEARLY = 0.97  # parts of whole rows are less even than parts cut anywhere
 
@@ -71,6 +75,8 @@ class Partitioned:
         view = LayoutView(self.inference, self.solution, 0)
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{node.format_node()} {node in self.solution.labels.exchanged}".encode())
+            if node in self.solution.labels.exchanged:
+                digest.update(str(in_zigzag(self.inference, self.solution, node)).encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()
@@ -146,6 +152,7 @@ class Partitioned:
             tuple(part(h, column, degrees.ulysses) for h in sorted(heads)),
             column if any(h % degrees.ulysses for h in heads) else 0,
             edge,
+            row if any(self.inference.relations[n].attention.is_causal for n in self.solution.labels.exchanged) else 0,
         )
 
     def _example(self) -> list[torch.Tensor]:
@@ -159,7 +166,8 @@ class Partitioned:
         queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
         heads = self.inference.table.example_length(relation.operand_axes[spec.q][1])
         if node in self.solution.labels.exchanged:
-            strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1)
+            zigzag = " (zigzag)" if in_zigzag(self.inference, self.solution, node) else ""
+            strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1) + zigzag
             why = "queries, keys and values exchanged over the mesh"
         else:
             cut = any(view.produced(node))
@@ -236,7 +244,10 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     started = time.perf_counter()
     if ulysses * ring > 1:
         check_sizes_known(traced)
-        traced = replace(traced, gm=recognise_attention(traced.gm))
+        gm = traced.gm
+        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks):
+            gm = normalise(gm)
+        traced = replace(traced, gm=gm)
     inference = infer(traced.gm.graph, sizes)
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut) or "replicated"."""
+    """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut) or "replicated"; a balanced causal ring adds " (zigzag)"."""
 
     node: str
     strategy: str
@@ -35,7 +35,7 @@ class ReplicatedOp:
 class Plan:
     """What `ulysses * ring` ranks do with one model at one set of input sizes.
 
-    flops are contractions only, a multiply-add counted as two; bytes are received per call of the model, by the busiest rank, per
+    flops are contractions only, a multiply-add counted as two, of causal attention the visible pairs; bytes are received per call of the model, by the busiest rank, per
     kind of collective. All are counted by running the emitted programs on meta tensors.
 
     Invariants: `flops_per_rank` has one entry per rank.

@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from seqpar.partitioner.lengths import Length
 from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
+from seqpar.passes.build import Builder
 from seqpar.passes.einsum import MatrixProduct, einsum_product
 from seqpar.passes.share import with_graph
 
@@ -105,7 +106,7 @@ def rewrite(graph: Graph, softmax: Node, gm: GraphModule) -> bool:
     if found.q.meta["val"].dtype != values.meta["val"].dtype or found.k_t.meta["val"].dtype != values.meta["val"].dtype:
         return False
     with graph.inserting_before(product):
-        build = Builder(graph, product)
+        build = AttentionBuilder(graph, product)
         result = build.like(build.attention(found, values, lead), product)
     product.replace_all_uses_with(result)
     return True
@@ -234,23 +235,8 @@ def _baddbmm(node: Node, args: dict[str, Any], scale: float, masks: list[Mask]) 
     return Written(args["batch1"], args["batch2"], scale * args["alpha"], masks)
 
 
-class Builder:
-    """Emits the replacement before one node, with fake values computed as it goes."""
-
-    def __init__(self, graph: Graph, at: Node) -> None:
-        self.graph, self.at = graph, at
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        node = self.graph.call_function(target, args, kwargs)
-        node.meta.update({k: v for k, v in self.at.meta.items() if k in ("stack_trace", "nn_module_stack")})
-        values = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        mode = self.at.meta["val"].fake_mode
-        with mode, torch.no_grad():
-            node.meta["val"] = target(*values[0], **values[1])
-        return node
-
-    def permute(self, x: Node, order: list[int]) -> Node:
-        return x if order == list(range(len(order))) else self.call(aten.permute.default, x, order)
+class AttentionBuilder(Builder):
+    """Emits the replacement before one node."""
 
     def attention(self, found: Written, values: Node, lead: tuple[Length, ...]) -> Node:
         q, v = self.regroup(found.q, lead), self.regroup(values, lead)

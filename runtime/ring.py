@@ -5,9 +5,10 @@ Shapes: B batch, H and Hk heads, Sq_r / Sk_r what rank r of the ring holds, D he
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,23 +50,38 @@ def ring_attention(
     key_ranges = global_ranges(key_segments, rank)
     if size == 1 or not any_sharded(key_segments):
         return _finish(rule.attend(q, k, v, key_ranges), q, v)
-    local = sharded_only(key_segments, local_ranges(key_segments, rank))
-    block = _pack_block(k, v, local)
-    result: Partial | None = None
+    travelling = [sharded_only(key_segments, global_ranges(key_segments, r)) for r in range(size)]
+
+    def visit(result: Partial | None, source: int, k: Tensor, v: Tensor) -> Partial | None:
+        partial = rule.attend(q, k, v, key_ranges if source == rank else travelling[source])
+        if partial is None:
+            return result
+        return partial if result is None else merge(*result, *partial)
+
+    own = sharded_only(key_segments, local_ranges(key_segments, rank))
+    result = rotate(k, v, own, [total(ranges) for ranges in travelling], visit, group)
+    return refuse_gradients(_finish(result, q, v))
+
+
+def rotate(k: Tensor, v: Tensor, own: Sequence[Range], lengths: Sequence[int], visit: Callable[[Any, int, Tensor, Tensor], Any], group: Group) -> Any:
+    """Show every rank's keys and values to `visit(result, source, k, v) -> result`, first the own ones; returns the last result.
+
+    own: the ranges of the local k, v [B, H, S_r, D] that travel; lengths: how many positions each rank sends around. The block
+    that is attended next is in flight meanwhile.
+    """
+    size, rank = size_of(group), rank_of(group)
+    block, result = _pack_block(k, v, own), None
     for step in range(size):
-        incoming, pending = (rank - step - 1) % size, None
+        source, pending = (rank - step) % size, None
         if step + 1 < size:
-            next_ranges = sharded_only(key_segments, global_ranges(key_segments, incoming))
-            shapes = _block_shapes(k, v, total(next_ranges))
-            numel = k.shape[0] * total(next_ranges) * (k.shape[1] * k.shape[3] + v.shape[1] * v.shape[3])
-            pending = start_ring_exchange(block, numel, group)
-        partial = rule.attend(q, k, v, key_ranges)
-        if partial is not None:
-            result = partial if result is None else merge(*result, *partial)
+            length = lengths[(source - 1) % size]
+            shapes = _block_shapes(k, v, length)
+            pending = start_ring_exchange(block, k.shape[0] * length * (k.shape[1] * k.shape[3] + v.shape[1] * v.shape[3]), group)
+        result = visit(result, source, k, v)
         if pending is not None:
-            block, key_ranges = wait(pending), next_ranges
+            block = wait(pending)
             k, v = (x.transpose(1, 2) for x in unpack(block, shapes))
-    return _refuse_gradients(_finish(result, q, v))
+    return result
 
 
 def split_kv_attention(
@@ -104,7 +120,7 @@ def split_kv_attention(
     result = parts[0], parts[1].squeeze(-1)
     for r in range(1, size):
         result = merge(*result, parts[2 * r], parts[2 * r + 1].squeeze(-1))
-    return _refuse_gradients(result[0].to(q.dtype))
+    return refuse_gradients(result[0].to(q.dtype))
 
 
 @dataclass(frozen=True)
@@ -182,7 +198,7 @@ def _finish(partial: Partial | None, q: Tensor, v: Tensor) -> Tensor:
     return out.to(q.dtype)
 
 
-def _refuse_gradients(out: Tensor) -> Tensor:
+def refuse_gradients(out: Tensor) -> Tensor:
     """Kernels give no gradient for the log-sum-exp: make `backward` through a merge an error, not a wrong number."""
     if out.requires_grad and not torch.compiler.is_compiling():
         out.register_hook(_raise_no_gradient)

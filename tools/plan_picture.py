@@ -19,8 +19,9 @@ from seqpar.models import registry
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 from seqpar.runtime.ring import ring_attention
+from seqpar.runtime.zigzag import zigzag_attention
 
-ATTENTION = (torch.ops.aten.scaled_dot_product_attention.default, ring_attention)
+ATTENTION = (torch.ops.aten.scaled_dot_product_attention.default, ring_attention, zigzag_attention)
 COLOURS = {"compute": "#dbe9f6", "attention": "#cfe8cf", "collective": "#f6d5c3"}
 
 

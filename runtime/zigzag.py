@@ -1,0 +1,138 @@
+"""Causal ring attention that gives every rank the same work.
+
+With contiguous parts the last rank of a causal ring attends to everything and the first to almost nothing. Here the sequence is cut into 2N chunks,
+and rank r attends the queries of chunks r and 2N-1-r, one that sees little and one that sees much: balanced without masks, since
+of two chunks of different ranks one is wholly visible to the other. The idea of dealing out positions so that causal ring attention is balanced is
+that of Striped Attention (Brandon et al. 2023, arXiv:2311.09431); the order in pairs of chunks is the one the Llama 3 report (Dubey et al. 2024,
+arXiv:2407.21783) describes for its context parallelism.
+
+Only this attention works in that order: one exchange brings q, k and v there, another one brings the result back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seqpar.runtime.attention import Partial, attend, merge
+from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
+from seqpar.runtime.layout import Range
+from seqpar.runtime.ring import refuse_gradients, rotate
+from seqpar.runtime.wire import Block, pack, unpack
+
+
+def zigzag_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    parts: Sequence[int],
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    group: Group,
+) -> Tensor:
+    """Causal attention of the local q [B, H, S_r, D] to k, v [B, Hk, S_r, D]; like q. All are rank r's contiguous part of one sequence.
+
+    parts: the length of every rank's part, S_r among them; uneven and empty parts are fine. One dtype.
+
+    Received by rank r, in elements, with m = `arriving(parts)[r]` and n = `arriving(parts, back=True)[r]` positions from other ranks and
+    S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
+    """
+    size, rank = size_of(group), rank_of(group)
+    if size == 1:
+        return attend(q, k, v, None, scale, enable_gqa, is_causal=True)[0]
+    chunks = chunk_lengths(parts)
+    q, k, v = move([q, k, v], chunks, held(size), wanted(size), group)
+    low, high = chunks[rank], chunks[2 * size - 1 - rank]
+
+    def visit(result: tuple[Partial, Partial] | None, source: int, k: Tensor, v: Tensor) -> tuple[Partial, Partial]:
+        """Results of the low and of the high chunk."""
+        if source == rank or result is None:
+            return _cut(attend(q, k, v, None, scale, enable_gqa, is_causal=True), low, high)
+        if source < rank:  # its low chunk is before both of ours, its high chunk behind both
+            k, v = (x.narrow(2, 0, chunks[source]) for x in (k, v))
+            new = _cut(attend(q, k, v, None, scale, enable_gqa), low, high)
+            return merge(*result[0], *new[0]), merge(*result[1], *new[1])
+        return result[0], merge(*result[1], *attend(q.narrow(2, low, high), k, v, None, scale, enable_gqa))
+
+    own: list[Range] = [(0, low + high)]
+    (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group)
+    out = torch.cat([low_out.to(q.dtype), high_out.to(q.dtype)], 2)
+    return refuse_gradients(move([out], chunks, wanted(size), held(size), group)[0])
+
+
+def chunk_lengths(parts: Sequence[int]) -> list[int]:
+    """2N chunks for N parts: the halves of every part, so chunks 2r and 2r+1 lie on rank r."""
+    return [n for part in parts for n in ((part + 1) // 2, part // 2)]
+
+
+def held(size: int) -> list[tuple[int, int]]:
+    """The chunks of every rank's contiguous part."""
+    return [(2 * r, 2 * r + 1) for r in range(size)]
+
+
+def wanted(size: int) -> list[tuple[int, int]]:
+    """The chunks whose queries every rank attends."""
+    return [(r, 2 * size - 1 - r) for r in range(size)]
+
+
+def dealt(parts: Sequence[int]) -> list[int]:
+    """How many positions every rank attends."""
+    chunks = chunk_lengths(parts)
+    return [chunks[a] + chunks[b] for a, b in wanted(len(parts))]
+
+
+def arriving(parts: Sequence[int], back: bool = False) -> list[int]:
+    """How many positions every rank receives from others on the way there, or back."""
+    chunks = chunk_lengths(parts)
+    before, after = (wanted(len(parts)), held(len(parts))) if back else (held(len(parts)), wanted(len(parts)))
+    return [sum(chunks[c] for c in mine if c not in have) for have, mine in zip(before, after, strict=True)]
+
+
+def visible_pairs(parts: Sequence[int]) -> list[int]:
+    """How many pairs of query and key every rank computes."""
+    chunks, lengths, size = chunk_lengths(parts), dealt(parts), len(parts)
+    return [
+        n * (n + 1) // 2 + n * sum(chunks[:r]) + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :])
+        for r, n in enumerate(lengths)
+    ]
+
+
+def move(tensors: Sequence[Tensor], chunks: Sequence[int], before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]], group: Group) -> list[Tensor]:
+    """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
+    size, rank = size_of(group), rank_of(group)
+    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
+    xs = [x.transpose(1, 2) for x in tensors]
+    row = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in xs)
+    local = [_chunk(x, chunks, before[rank]) for x in xs]
+    blocks: list[Block] = []
+    shapes: list[list[int]] = []
+    in_sizes, out_sizes, sources = [0] * size, [0] * size, []
+    for peer in range(size):
+        if peer == rank:
+            continue
+        for c in before[rank]:
+            if c in after[peer]:
+                blocks += [([mine[c]], 1) for mine in local]
+                in_sizes[peer] = in_sizes[peer] + row * chunks[c]
+        for c in before[peer]:
+            if c in after[rank]:
+                sources.append(c)
+                shapes += [[x.shape[0], chunks[c], x.shape[2], x.shape[3]] for x in xs]
+                out_sizes[peer] = out_sizes[peer] + row * chunks[c]
+    received = iter(unpack(wait(start_all_to_all(pack(blocks, xs[0]), out_sizes, in_sizes, group)), shapes))
+    for c in sources:
+        for mine in local:
+            mine[c] = next(received)
+    return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
+
+
+def _chunk(x: Tensor, chunks: Sequence[int], numbers: tuple[int, int]) -> dict[int, Tensor]:
+    """The two chunks of x [B, S, H, D] by number."""
+    first, second = numbers
+    return {first: x.narrow(1, 0, chunks[first]), second: x.narrow(1, chunks[first], chunks[second])}
+
+
+def _cut(partial: Partial, low: int, high: int) -> tuple[Partial, Partial]:
+    out, lse = partial
+    return (out.narrow(2, 0, low), lse.narrow(2, 0, low)), (out.narrow(2, low, high), lse.narrow(2, low, high))

@@ -1,0 +1,89 @@
+"""Causal rings are balanced where that pays."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqpar.partitioner.cost import Machine, attention_pairs
+from seqpar.passes.pipeline import partition
+from seqpar.passes.trace import trace
+from seqpar.verification import verify_traced
+
+HEADS, DIM = 4, 8
+FREE = Machine(comm_share=0.0, call_share=0.0)  # communication costs nothing: always balanced
+aten = torch.ops.aten
+
+
+class Causal(nn.Module):
+    def __init__(self, key_heads: int = HEADS, text: int = 0) -> None:
+        super().__init__()
+        self.key_heads, self.text = key_heads, text
+        self.q, self.kv = nn.Linear(HEADS * DIM, HEADS * DIM), nn.Linear(HEADS * DIM, 2 * key_heads * DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.text:
+            x = torch.cat([x[:, : self.text] * 2, x], 1)
+        q = self.q(x).unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+        k, v = (t.unflatten(-1, (self.key_heads, DIM)).transpose(1, 2) for t in self.kv(x).chunk(2, dim=-1))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(2)
+
+
+def traced_model(length: int, dynamic: bool = False, **options):
+    torch.manual_seed(0)
+    return trace(Causal(**options).eval(), (torch.randn(2, length, HEADS * DIM),), {}, dynamic=dynamic)
+
+
+@pytest.mark.parametrize(("length", "key_heads"), [(16, 4), (19, 1)])
+def test_exact_in_zigzag_order(length, key_heads) -> None:
+    traced = traced_model(length, key_heads=key_heads)  # every mesh balances these; 8 positions over 3 ranks cannot be
+    for ulysses, ring in ((1, 2), (1, 3), (1, 4), (2, 2)):
+        report = verify_traced(traced, ulysses=ulysses, ring=ring, machine=FREE)
+        assert report.ok, report
+        assert [a.strategy for a in report.plan.attention] == ["ulysses+ring (zigzag)" if ulysses > 1 else "ring (zigzag)"]
+
+
+def test_symbolic_lengths() -> None:
+    traced = traced_model(19, dynamic=True)
+    report = verify_traced(traced, ulysses=2, ring=2, machine=FREE)
+    assert report.ok and report.plan.attention[0].strategy.endswith("(zigzag)"), report
+
+
+def test_only_where_it_pays() -> None:
+    """Tiny: a projection is dearer than the triangle that idle ranks could have taken over."""
+    strategies = [partition(traced_model(n), ring=4).plan.attention[0].strategy for n in (16, 2048)]
+    assert strategies == ["ring", "ring (zigzag)"]
+    never = Machine(call_share=10.0)
+    assert partition(traced_model(2048), ring=4, machine=never).plan.attention[0].strategy == "ring"
+
+
+def test_two_segments_keep_their_order() -> None:
+    report = verify_traced(traced_model(16, text=8), ulysses=1, ring=2, machine=FREE)
+    assert report.ok and report.plan.attention[0].strategy == "ring"
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "length"), [(1, 4, 1024), (1, 4, 1021), (2, 2, 1021), (1, 8, 1021)])
+def test_work_is_balanced(ulysses, ring, length) -> None:
+    """The busiest rank's attention, against an even share of the triangle."""
+    partitioned = partition(traced_model(length), ulysses=ulysses, ring=ring, machine=FREE)
+    plan, ranks = partitioned.plan, ulysses * ring
+    triangle = 2 * 2 * HEADS * attention_pairs(length, length, True) * 2 * DIM
+    linear = 2 * 2 * length * HEADS * DIM * 3 * HEADS * DIM
+    assert plan.flops_total == linear + triangle
+    assert max(plan.flops_per_rank) - linear / ranks <= 1.1 * triangle / ranks
+    assert plan.sharded_flop_fraction > 0.98
+    plain = partition(traced_model(length), ulysses=ulysses, ring=ring, machine=Machine(call_share=10.0)).plan
+    assert max(plain.flops_per_rank) > 1.2 * max(plan.flops_per_rank)
+
+
+def test_long_language_model() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    for length, strategy in ((16, "ring"), (2048, "ring (zigzag)")):
+        ids = torch.zeros(1, length, dtype=torch.long)
+        plan = partition(trace(model, (), {"input_ids": ids, "use_cache": False, "return_dict": False}, dynamic=False), ring=4).plan
+        assert [a.strategy for a in plan.attention] == [strategy]
+    assert max(plan.flops_per_rank) <= 1.01 * plan.flops_total / 4

@@ -1,0 +1,82 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seqpar.errors import UnsupportedError
+from seqpar.runtime.layout import parts_of, shard
+from seqpar.runtime.simulate import SimulatedWorld
+from seqpar.runtime.zigzag import arriving, chunk_lengths, dealt, held, visible_pairs, wanted, zigzag_attention
+
+
+def make(length, key_heads=4, dtype=torch.float32, value_dim=8):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, length, 8), (2, key_heads, length, 8), (2, key_heads, length, value_dim)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def check(parts, q, k, v, tolerance=1e-5, **options):
+    """Every rank's result is its part of the causal attention; the world."""
+    world = SimulatedWorld(1, len(parts))
+
+    def f(rank):
+        local = [shard(x, 2, (parts,), rank=rank) for x in (q, k, v)]
+        return lambda groups: zigzag_attention(*local, parts=parts, group=groups["ring"], **options)
+
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, **options)
+    for rank, result in enumerate(world.run([f(rank) for rank in range(len(parts))])):
+        part = shard(expected, 2, (parts,), rank=rank)
+        assert result.dtype == q.dtype and result.shape == part.shape
+        assert (result.float() - part).norm() <= tolerance * max(part.norm(), 1e-6)
+    return world
+
+
+PARTS = [(4, 4), (7, 6), parts_of(24, 3), parts_of(23, 3), parts_of(32, 4), parts_of(29, 4), parts_of(41, 5), parts_of(3, 4), (5, 0, 1, 2), (9,), (0, 0, 3)]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_causal_in_every_layout(parts):
+    check(parts, *make(sum(parts)))
+
+
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_gqa_and_scale(key_heads):
+    check((5, 5, 4), *make(14, key_heads), enable_gqa=True, scale=0.2)
+
+
+def test_values_of_another_width():
+    check((5, 5, 4), *make(14, value_dim=6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_merges_in_float32(dtype):
+    check(parts_of(11, 4), *make(11, dtype=dtype), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("parts", [parts_of(32, 4), parts_of(29, 4), parts_of(23, 3), (7, 6)])
+def test_bytes_are_those_of_the_formula(parts):
+    world = check(parts, *make(sum(parts), key_heads=2, value_dim=6), enable_gqa=True)
+    batch, heads, key_heads, dim, value_dim, size = 2, 4, 2, 8, 6, 4
+    there, back, lengths = arriving(parts), arriving(parts, back=True), dealt(parts)
+    for rank, traffic in enumerate(world.traffic):
+        moved = there[rank] * (heads * dim + key_heads * (dim + value_dim)) + back[rank] * heads * value_dim
+        around = key_heads * (dim + value_dim) * (sum(lengths) - lengths[rank])
+        assert traffic.bytes == {"all_to_all": batch * moved * size, "ring": batch * around * size, "all_gather": 0, "all_reduce": 0}
+        assert traffic.calls == {"all_to_all": 2, "ring": len(parts) - 1, "all_gather": 0, "all_reduce": 0}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_chunks_are_dealt_once_and_evenly(size):
+    assert sorted(c for pair in wanted(size) for c in pair) == sorted(c for pair in held(size) for c in pair) == list(range(2 * size))
+    parts = parts_of(1000, size)
+    assert sum(chunk_lengths(parts)) == sum(dealt(parts)) == 1000
+    assert sum(visible_pairs(parts)) == 1000 * 1001 // 2
+    assert max(visible_pairs(parts)) <= 1.01 * 1000 * 1001 / 2 / size
+
+
+def test_backward_is_refused_where_it_would_be_wrong():
+    def f(groups):
+        q = torch.randn(1, 1, 2, 8, requires_grad=True)
+        zigzag_attention(q, q, q, parts=(2, 2), group=groups["ring"]).sum().backward()
+
+    with pytest.raises(UnsupportedError, match="no_grad"):
+        SimulatedWorld(1, 2).run([f, f])
