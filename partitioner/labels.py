@@ -271,12 +271,12 @@ class LabelProblem:
         return self.whole
 
     def _reducible(self, relation: Relation, i: int, dim: int) -> bool:
-        """Partial results add up only if the whole dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
+        """Partial results add up only if one whole factor of the dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
         axis = self.table.expand_axis(relation.operand_axes[i][dim])
         reduced = [(j, self.table.expand_axis(relation.operand_axes[j][d])) for j, d in relation.reduces]
         first = next(a for _, a in reduced if self.table.roots(a) & self.inference.sequences.keys())
         alone = sum(j == i and bool(self.table.roots(a) & self.table.roots(axis)) for j, a in reduced) == 1
-        return axis == first and alone and all(a in self.inference.sequences and self.long_enough(a) for f in axis for a in f) and len(axis) == 1
+        return axis == first and alone and tuple(self._heaviest_factor(axis)) in axis and all(map(self.long_enough, self._heaviest_factor(axis)))
 
     def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""

@@ -81,6 +81,8 @@ PROGRAMS = {
     "positions": (lambda x: x + torch.arange(x.shape[1])[:, None] * torch.ones(x.shape[1], 1), f(2, 12, 3)),
     "constants": (lambda x: torch.cat([torch.zeros(2, 5, 3), x], 1) * torch.full((12, 1), 2.0), f(2, 7, 3)),
     "statistics of parts": (lambda x: torch.stack([p.mean(1) for p in x.split([3, 9], 1)], 1), f(2, 12, 3)),
+    "contraction over a grid": (lambda x: (x.flatten(1, 2).mT @ x.flatten(1, 2).relu(), x.flatten(1, 2).mean(1)), f(2, 5, 6, 3)),
+    "empty parts": (lambda x: torch.cat([x[:, 12:], x * 2, x[:, :0], torch.zeros(2, 0, 3)], 1) + x, f(2, 12, 3)),
     "transposed product": (lambda x: x.permute(2, 1, 0).reshape(3, -1).view(3, 12, 2).sum(1), f(2, 12, 3)),
 }
 
