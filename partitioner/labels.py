@@ -83,6 +83,13 @@ def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]
     return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
 
 
+def heaviest_factor(inference: Inference, axis: Axis) -> list[int]:
+    """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
+    factors = inference.table.expand_axis(axis)
+    found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
+    return max(found, key=lambda atoms: max((inference.sequences[a] for a in atoms), default=-1), default=[])
+
+
 class LabelProblem:
     """Builds and solves the cut for one choice of attention strategies.
 
@@ -111,14 +118,8 @@ class LabelProblem:
         known = self._atoms.get((node, dim))
         if known is None:
             axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
-            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in self._heaviest_factor(axis)))
+            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in heaviest_factor(self.inference, axis)))
         return known
-
-    def _heaviest_factor(self, axis: Axis) -> list[int]:
-        """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
-        factors = self.table.expand_axis(axis)
-        found = [[a for a in f if a in self.inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-        return max(found, key=lambda atoms: max((self.inference.sequences[a] for a in atoms), default=-1), default=[])
 
     def candidate(self, node: Node) -> int | None:
         """The one dim of a value that may be sharded: the one with the heaviest sequence."""
@@ -276,7 +277,8 @@ class LabelProblem:
         reduced = [(j, self.table.expand_axis(relation.operand_axes[j][d])) for j, d in relation.reduces]
         first = next(a for _, a in reduced if self.table.roots(a) & self.inference.sequences.keys())
         alone = sum(j == i and bool(self.table.roots(a) & self.table.roots(axis)) for j, a in reduced) == 1
-        return axis == first and alone and tuple(self._heaviest_factor(axis)) in axis and all(map(self.long_enough, self._heaviest_factor(axis)))
+        cut = heaviest_factor(self.inference, axis)
+        return axis == first and alone and tuple(cut) in axis and all(map(self.long_enough, cut))
 
     def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""
