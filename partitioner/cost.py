@@ -70,6 +70,11 @@ def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, 
     return 0
 
 
+def is_contraction(target: object) -> bool:
+    """`matmul_flops` counts the work of this operator."""
+    return matmul_flops(target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
+
+
 def node_work(node: Node, sizes: Sizes) -> int:
     """Operations of a node on whole operands, for the solver: contractions, and one per element of anything else."""
     outs = outputs_of(node)

@@ -87,7 +87,7 @@ def heaviest_factor(inference: Inference, axis: Axis) -> list[int]:
     """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
     factors = inference.table.expand_axis(axis)
     found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-    return max(found, key=lambda atoms: max((inference.sequences[a] for a in atoms), default=-1), default=[])
+    return max(found, key=lambda atoms: max((inference.sequences[a] for a in atoms), default=-math.inf), default=[])
 
 
 class LabelProblem:
