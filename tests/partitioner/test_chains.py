@@ -63,6 +63,7 @@ PROGRAMS = {
     "gram": (lambda x: x.transpose(1, 2) @ x, f(2, 9, 3)),
     "trace of a product": (lambda x, y: torch.einsum("ab,ba->", x, y), f(8, 12), f(12, 8)),
     "statistics": (lambda x: (x - x.mean((0, 1), True)) / (x.square().mean((0, 1), True) + 1).sqrt(), f(4, 12, 3)),
+    "moments": (lambda x: ((x - x.mean(1, True)) / x.std(1, keepdim=True), torch.var_mean(x, (0, 1)), x.norm(dim=1)), f(4, 12, 3)),
     "maximum": (lambda x: (x - x.amax(1, keepdim=True)).exp().sum(1), f(2, 12)),
     "rotate half": (rotate_half, f(2, 12, 8)),
     "written in place": (in_place, f(2, 12, 3), f(2, 5, 3)),
