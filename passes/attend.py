@@ -190,6 +190,8 @@ def _held_ranges(view: LayoutView, axis: Axis, sharded: frozenset[int]) -> list[
     """(start, length) of the global positions that a rank holds, in order; one set for each position of the factors outside the cut one."""
     table = view.inference.table
     axis = table.expand_axis(axis)
+    if not sharded:  # another dim is cut
+        return [(0, table.axis_length(axis))]
     place = next(i for i, f in enumerate(axis) if sharded & set(f))
     outer, inner = (product(map(table.factor_length, run)) for run in (axis[:place], axis[place + 1 :]))
     if not isinstance(outer, int):
