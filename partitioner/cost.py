@@ -87,6 +87,11 @@ def is_causal(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
 
 
+def is_contraction(target: object) -> bool:
+    """`matmul_flops` counts the work of this operator."""
+    return matmul_flops(target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
+
+
 def node_work(node: Node, sizes: Sizes) -> int:
     """Operations of a node on whole operands, for the solver: contractions (measured, where the node says so), and one per element of anything else."""
     if "flops" in node.meta:

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 import seqpar.partitioner.rules  # noqa: F401  (fills the registry)
 from seqpar.partitioner.atoms import AtomTable, Axis
+from seqpar.partitioner.cost import is_contraction, node_work
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import Op, outputs_of, shape_of
 from seqpar.partitioner.registry import registry
@@ -25,11 +26,13 @@ MAX_READINGS = 6
 MAX_STEPS = 8  # between a softmax and the product with the values
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
+BESIDE = -1  # weight of a sequence that no attention knows: any that one knows goes before it
+WORTH = 1e-3  # share of all work that one contraction must have to make its positions a sequence
 
 
 @dataclass
 class Inference:
-    """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it).
+    """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it; `BESIDE` where none does).
 
     written: if the graph has no attention node, softmaxes that weigh the rows of a product: attention in a form of its own.
     """
@@ -71,6 +74,8 @@ def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = F
             break
         fused.update(marks)
     result.fused = bool(fused)
+    if result.sequences:
+        _add_sequences_beside(result)
     return result
 
 
@@ -171,6 +176,23 @@ def _collect_sequences(result: Inference, cut: int) -> None:
             factors = result.table.expand_axis(axis)
             for atom in factors[min(cut, len(factors) - 1)] if factors else ():
                 result.sequences[atom] = result.sequences.get(atom, 0) + weight
+
+
+def _add_sequences_beside(result: Inference) -> None:
+    """Contractions without a sequence (an encoder of pictures, tokens that are permuted afterwards) can be divided too, along their longest dim."""
+    sizes, table = result.table.sizes, result.table
+    work = {n: node_work(n, sizes) for n in result.relations if is_contraction(n.target)}
+    least = WORTH * sum(work.values())
+    for node, relation in result.relations.items():
+        axes = {a for some in (*relation.operand_axes, *relation.out_axes) for axis in some for a in table.roots(axis)}
+        if node not in result.input_dependent or work.get(node, 0) < least or axes & result.sequences.keys():
+            continue
+        inputs = [i for i, n in enumerate(relation.operands) if n in result.input_dependent]
+        dims = {d for (i, _), outs in relation.flows.items() if i in inputs for d in outs} - relation.whole - relation.halo.keys()
+        factors = [f for d in sorted(dims) for f in table.expand_axis(relation.out_axes[0][d])]
+        if factors:
+            longest = max(factors, key=lambda f: sizes.hint(table.factor_length(f)))
+            result.sequences.update(dict.fromkeys(longest, BESIDE))
 
 
 def _products_to_fuse(result: Inference) -> dict[tuple[str, int], tuple[int, int]]:

@@ -84,6 +84,16 @@ def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]
     return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
 
 
+def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozenset()) -> list[int]:
+    """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal.
+
+    That with an atom of `prefer`, else the heaviest.
+    """
+    factors = inference.table.expand_axis(axis)
+    found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
+    return max(found, key=lambda atoms: max(((a in prefer, inference.sequences[a]) for a in atoms), default=(False, -math.inf)), default=[])
+
+
 class LabelProblem:
     """Builds and solves the cut for one choice of attention strategies.
 
@@ -123,17 +133,12 @@ class LabelProblem:
         known = self._atoms.get((node, dim))
         if known is None:
             axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
-            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in self._heaviest_factor(node, axis)))
+            prefer = self.prefer.get(origin(node), frozenset())
+            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in heaviest_factor(self.inference, axis, prefer)))
         return known
 
     def _weight(self, node: Node, atom: int) -> tuple[bool, int]:
         return atom in self.prefer.get(origin(node), ()), self.inference.sequences[atom]
-
-    def _heaviest_factor(self, node: Node, axis: Axis) -> list[int]:
-        """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal."""
-        factors = self.table.expand_axis(axis)
-        found = [[a for a in f if a in self.inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-        return max(found, key=lambda atoms: max((self._weight(node, a) for a in atoms), default=(False, -1)), default=[])
 
     def candidate(self, node: Node) -> int | None:
         """The one dim of a value that may be sharded: the one with the heaviest sequence."""
@@ -317,12 +322,13 @@ class LabelProblem:
         return self.whole
 
     def _reducible(self, relation: Relation, i: int, dim: int) -> bool:
-        """Partial results add up only if the whole dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
+        """Partial results add up only if one whole factor of the dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
         axis = self.table.expand_axis(relation.operand_axes[i][dim])
         reduced = [(j, self.table.expand_axis(relation.operand_axes[j][d])) for j, d in relation.reduces]
         first = next(a for _, a in reduced if self.table.roots(a) & self.inference.sequences.keys())
         alone = sum(j == i and bool(self.table.roots(a) & self.table.roots(axis)) for j, a in reduced) == 1
-        return axis == first and alone and all(a in self.inference.sequences and self.long_enough(a) for f in axis for a in f) and len(axis) == 1
+        cut = heaviest_factor(self.inference, axis)
+        return axis == first and alone and tuple(cut) in axis and all(map(self.long_enough, cut))
 
     def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""

@@ -3,7 +3,7 @@
 A relation says, for each dim of each operand, where its positions go:
 
     flows     (operand, dim) -> output dims         position p of the operand only influences position p of those
-    reduces   (operand, dim) -> "sum" | "max" | …   positions are combined: local result + all-reduce
+    reduces   (operand, dim) -> "sum" | "max" | …   positions are combined: local result + all-reduce ("within": the emitted call does both)
     (neither) the operator needs the dim whole
 
 Only atoms found in the target dim flow. Atoms of a flowing dim that are found in no output dim were dropped (`x[:, 5:]`): they

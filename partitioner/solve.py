@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from seqpar.partitioner.cost import Machine, Prices, nbytes, node_work, prices
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
+from seqpar.partitioner.labels import Degrees, LabelProblem, Labels, heaviest_factor
 from seqpar.partitioner.op import outputs_of, shape_of
 from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation
@@ -99,10 +99,9 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
         return "it has one query or one key"
     if table.expand_axis(relation.out_axes[0][-2]) != queries:
         return "its mask's rows are laid out unlike its queries"
-    for axis in (queries, keys):
-        if any(a in inference.sequences for f in axis[1:] for a in f):
-            return "the cut factor of its sequence is not the outermost"
-    longest = max(table.sizes.hint(table.length(a)) for a in queries[0])
+    if spec.is_causal and any(a in inference.sequences for axis in (queries, keys) for f in axis[1:] for a in f):
+        return "it is causal, and the cut factor of its sequence is not the outermost"
+    longest = max((table.sizes.hint(table.length(a)) for a in heaviest_factor(inference, queries)), default=0)
     if longest < degrees.ranks:
         return f"its longest query part has {longest} positions, fewer than {degrees.ranks} ranks"
     return None

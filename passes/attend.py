@@ -10,15 +10,21 @@ A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…
 
 from __future__ import annotations
 
+import itertools
 import operator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
+from seqpar.errors import UnsupportedError
+from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
 from seqpar.partitioner.labels import KEYS, QUERY
+from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Length, part, product, total
+from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
@@ -32,6 +38,14 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Order:
+    """A sequence that is a product of factors, of which `axis[place]` is cut."""
+
+    axis: Axis
+    place: int
+
+
 class Exchange:
     """One attention over the mesh, for one rank. Segments are described atom by atom, in global order."""
 
@@ -41,35 +55,72 @@ class Exchange:
         degrees = emitter.view.solution.degrees
         self.ulysses, self.ring = degrees.ulysses, degrees.ring
         self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)
-        self.rows = self._atoms(self.spec.q, QUERY)
-        self.columns = self._atoms(self.spec.k, KEYS)
-        self.results = self._atoms(self.spec.q, len(relation.out_axes[0]) - 2)
+        result = len(relation.out_axes[0]) - 2
+        self.row_order = self._order(self.spec.q, (QUERY, result))
+        self.column_order = self._order(self.spec.k, (KEYS,))
+        self.rows = self._atoms(self.row_order, QUERY)
+        self.columns = self._atoms(self.column_order, KEYS)
+        self.results = self._atoms(self.row_order, result)
         q_heads, kv_heads = (emitter.view.inference.table.example_length(relation.operand_axes[i][1]) for i in (self.spec.q, self.spec.k))
         self.heads: HeadPlan = divide_heads(q_heads, kv_heads, self.ulysses)
 
-    def _atoms(self, operand: int, role: int) -> list[tuple[int, bool]]:
-        """Atoms of the factor that is cut, and whether each is sharded."""
+    def _order(self, operand: int, roles: tuple[int, ...]) -> Order:
+        """The factors of an operand's sequence, and which of them is cut (the first if none is)."""
         view = self.emitter.view
-        factor = view.inference.table.expand_axis(self.relation.operand_axes[operand][-2])[0]
-        return [(a, (self.node, role, a) in view.labels.sharded) for a in factor]
+        axis = view.inference.table.expand_axis(self.relation.operand_axes[operand][-2])
+        cut = [i for i, f in enumerate(axis) if any((self.node, role, a) in view.labels.sharded for role in roles for a in f)]
+        return Order(axis, cut[0] if cut else 0)
 
-    def _inner(self, operand: int) -> Length:
-        """Positions per row of the cut factor (1 unless the sequence is a product)."""
+    def _atoms(self, order: Order, role: int) -> list[tuple[int, bool]]:
+        """Atoms of the factor that is cut, and whether each is sharded."""
+        return [(a, (self.node, role, a) in self.emitter.view.labels.sharded) for a in order.axis[order.place]]
+
+    def _inner(self, order: Order) -> Length:
+        """Positions per position of the cut factor (1 unless the sequence is a product)."""
         table = self.emitter.view.inference.table
-        return product(table.factor_length(f) for f in table.expand_axis(self.relation.operand_axes[operand][-2])[1:])
+        return product(table.factor_length(f) for i, f in enumerate(order.axis) if i != order.place)
+
+    # -- order ----------------------------------------------------------------------------------------
+    def _reordered(self, x: Any, like: Node, dim: int, order: Order, atoms: list[tuple[int, bool]], back: bool = False) -> Any:
+        """[.., before * cut * after, ..] -> [.., cut * before * after, ..], or back; nothing if the cut factor is the outermost."""
+        if order.place == 0:
+            return x
+        view, emit = self.emitter.view, self.emitter.sizes.emit
+        factor_length = view.inference.table.factor_length
+        before, after = (product(map(factor_length, run)) for run in (order.axis[: order.place], order.axis[order.place + 1 :]))
+        cut = total(view.atom_length(a, sharded) for a, sharded in atoms)
+        shape = [emit(n) for n in shape_of(like.meta["val"])]
+        head, tail = shape[:dim], shape[dim + 1 :]
+        opened = (cut, before, after) if back else (before, cut, after)
+        places = list(range(len(shape) + 2))
+        places[dim], places[dim + 1] = dim + 1, dim
+        x = self.emitter.call(aten.reshape.default, (x, [*head, *map(emit, opened), *tail]))
+        x = self.emitter.call(aten.permute.default, (x, places))
+        return self.emitter.call(aten.reshape.default, (x, [*head, emit(product((before, cut, after))), *tail]))
+
+    def _mask_reordered(self, mask: Any) -> Any:
+        """A whole mask's rows and columns in the order of queries and keys."""
+        if mask is None:
+            return None
+        operand = self.relation.operands[self.spec.mask]
+        shape = shape_of(operand.meta["val"])
+        for dim, order in ((len(shape) - 2, self.row_order), (len(shape) - 1, self.column_order)):
+            if dim >= 0 and shape[dim] != 1:
+                mask = self._reordered(mask, operand, dim, order, [(a, False) for a in order.axis[order.place]])
+        return mask
 
     # -- segments -------------------------------------------------------------------------------------
     def _part(self, atom: int, rank: int) -> Length:
         return part(self.emitter.view.inference.table.length(atom), rank, self.ulysses * self.ring)
 
-    def in_row(self, atoms: list[tuple[int, bool]], operand: int) -> tuple[Any, ...]:
+    def in_row(self, atoms: list[tuple[int, bool]], order: Order) -> tuple[Any, ...]:
         """Segments over the Ulysses group of this ring row."""
         first = self.ring_rank * self.ulysses
-        return self._segments(atoms, self._inner(operand), [(first + u, first + u + 1) for u in range(self.ulysses)])
+        return self._segments(atoms, self._inner(order), [(first + u, first + u + 1) for u in range(self.ulysses)])
 
-    def over_ring(self, atoms: list[tuple[int, bool]], operand: int) -> tuple[Any, ...]:
+    def over_ring(self, atoms: list[tuple[int, bool]], order: Order) -> tuple[Any, ...]:
         """Segments over the ring: what each ring row holds after its Ulysses exchange."""
-        return self._segments(atoms, self._inner(operand), [(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)])
+        return self._segments(atoms, self._inner(order), [(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)])
 
     def _segments(self, atoms: list[tuple[int, bool]], inner: Length, holders: list[tuple[int, int]]) -> tuple[Any, ...]:
         table, emit = self.emitter.view.inference.table, self.emitter.sizes.emit
@@ -82,17 +133,27 @@ class Exchange:
 
     # -- emission ------------------------------------------------------------------------------------
     def emit(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        """With the cut factor outermost, parts are contiguous; attention does not care about the order of rows and keys."""
+        spec, dim = self.spec, len(self.relation.out_axes[0]) - 2
+        like = [self.relation.operands[i] for i in (spec.q, spec.k, spec.v)]
+        orders = ((self.row_order, self.rows), (self.column_order, self.columns), (self.column_order, self.columns))
+        q, k, v = (self._reordered(x, n, dim, *order) for x, n, order in zip((q, k, v), like, orders, strict=True))
+        mask = self._mask_reordered(mask)
+        out = self._exchanged(q, k, v, mask)
+        return self._reordered(out, self.node, dim, self.row_order, self.results, back=True)
+
+    def _exchanged(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         if self.ulysses > 1:
             q, k, v = self._to_heads(q, k, v)
             mask = self._mask_heads(mask)
         out = self._attend(q, k, v, mask)
         if self.ulysses > 1:
             heads = tuple(self.heads.queries)
-            out = self.emitter.call(heads_to_seq, (out, self.in_row(self.results, self.spec.q), heads), {"group": "ulysses"})
+            out = self.emitter.call(heads_to_seq, (out, self.in_row(self.results, self.row_order), heads), {"group": "ulysses"})
         return out
 
     def _to_heads(self, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
-        rows, columns = self.in_row(self.rows, self.spec.q), self.in_row(self.columns, self.spec.k)
+        rows, columns = self.in_row(self.rows, self.row_order), self.in_row(self.columns, self.column_order)
         heads = [tuple(self.heads.queries), tuple(self.heads.keys), tuple(self.heads.keys)]
         moved = self.emitter.call(seq_to_heads, ([q, k, v], [rows, columns, columns], heads), {"group": "ulysses"})
         q, k, v = (self.emitter.call(operator.getitem, (moved, i)) for i in range(3))
@@ -118,9 +179,9 @@ class Exchange:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
         if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
-            (parts,) = self.over_ring(self.rows, spec.q)
+            (parts,) = self.over_ring(self.rows, self.row_order)
             return self.emitter.call(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
-        segments = {"query_segments": self.over_ring(self.rows, spec.q), "key_segments": self.over_ring(self.columns, spec.k)}
+        segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
         return self.emitter.call(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 
 
@@ -132,22 +193,33 @@ def emit_exchange(emitter: Emitter, node: Node, relation: Relation, operands: di
     return Exchange(emitter, node, relation).emit(q, k, v, mask)
 
 
+def _held_ranges(view: LayoutView, axis: Axis, sharded: frozenset[int]) -> list[tuple[Length, Length]]:
+    """(start, length) of the global positions that a rank holds, in order; one set for each position of the factors outside the cut one."""
+    table = view.inference.table
+    axis = table.expand_axis(axis)
+    if not sharded:  # another dim is cut
+        return [(0, table.axis_length(axis))]
+    place = next(i for i, f in enumerate(axis) if sharded & set(f))
+    outer, inner = (product(map(table.factor_length, run)) for run in (axis[:place], axis[place + 1 :]))
+    if not isinstance(outer, int):
+        raise UnsupportedError("Causal attention over a product of dims, cut in an inner one, needs the number of outer positions fixed. Trace with dynamic=False.")
+    ranges: list[tuple[Length, Length]] = []
+    start: Length = 0
+    for _, atom in itertools.product(range(outer), axis[place]):
+        length = table.length(atom)
+        before = total(view.parts(atom)[: view.rank]) if atom in sharded else 0
+        held = view.parts(atom)[view.rank] if atom in sharded else length
+        ranges.append((product((inner, total((start, before)))), product((inner, held))))
+        start = total((start, length))
+    return ranges
+
+
 def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands: dict[Node, Node]) -> Node:
     """Causal attention with cut rows and whole keys: the triangle becomes a mask of global positions."""
     spec = relation.attention
     q, k, v = (operands[relation.operands[i]] for i in (spec.q, spec.k, spec.v))
     view = emitter.view
-    sharded = view.required(node, relation, spec.q)[-2]
-    ranges = []
-    start: Length = 0
-    axis = view.inference.table.expand_axis(relation.operand_axes[spec.q][-2])
-    inner = product(view.inference.table.factor_length(f) for f in axis[1:])
-    for atom in axis[0]:
-        length = view.inference.table.length(atom)
-        before = total(view.parts(atom)[: view.rank]) if atom in sharded else 0
-        held = view.parts(atom)[view.rank] if atom in sharded else length
-        ranges.append(tuple(emitter.sizes.emit(product((inner, n))) for n in (total((start, before)), held)))
-        start = total((start, length))
+    ranges = [tuple(emitter.sizes.emit(n) for n in held) for held in _held_ranges(view, relation.operand_axes[spec.q][-2], view.required(node, relation, spec.q)[-2])]
     columns = emitter.sizes.emit(view.inference.table.axis_length(relation.operand_axes[spec.k][-2]))
     device = node.meta["val"].device
     mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),)), {"device": device})

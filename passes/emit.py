@@ -198,9 +198,9 @@ class Emitter:
             self.others[node] = emitted
 
     def finish(self, node: Node, relation: Relation, emitted: Node) -> Node:
-        """Complete partial results."""
+        """Complete partial results, unless the call did."""
         kind = self.view.reduced(node, relation)
-        if kind is None:
+        if kind is None or kind == "within":
             return emitted
         reduced = self.call(all_reduce, (emitted, kind), {"group": "sp"})
         if relation.rewrite is not None and relation.rewrite.kind == "mean":

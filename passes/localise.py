@@ -10,10 +10,11 @@ import torch
 from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
-from seqpar.partitioner.lengths import Length, total
-from seqpar.partitioner.op import bind_arguments
+from seqpar.partitioner.lengths import Length, product, total
+from seqpar.partitioner.op import bind_arguments, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.halo import halo
+from seqpar.runtime.statistics import deviation, deviation_and_mean, euclidean_norm, variance, variance_and_mean
 from seqpar.runtime.strided import as_complex
 
 if TYPE_CHECKING:
@@ -141,6 +142,40 @@ def _mean(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return aten.sum.dim_IntList, (bound["self"], bound["dim"], bound["keepdim"]), {"dtype": wide}
 
 
+MOMENTS = {
+    aten.var.correction: variance, aten.var.dim: variance, aten.std.correction: deviation, aten.std.dim: deviation,
+    aten.var_mean.correction: variance_and_mean, aten.std_mean.correction: deviation_and_mean,
+}  # fmt: skip
+
+
+def _dims(node: Node, bound: dict[str, Any]) -> list[int]:
+    """The reduced dims of a call; all of them if it names none."""
+    dim = bound["dim"]
+    if dim is None or dim == []:
+        return list(range(len(bound["self"].meta["val"].shape)))
+    return [dim] if isinstance(dim, int) else list(dim)
+
+
+def _moments(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """Variance over a divided dim: the ranks' sums, around the common mean."""
+    if emitter.view.reduced(node, relation) is None:
+        return node.target, node.args, dict(node.kwargs)
+    bound = bind_arguments(node)
+    correction = bound["correction"] if "correction" in bound else int(bound["unbiased"])
+    dims = _dims(node, bound)
+    shape = shape_of(bound["self"].meta["val"])
+    count = emitter.sizes.emit(product(shape[d] for d in dims))
+    args = (bound["self"], dims, 1 if correction is None else correction, bool(bound["keepdim"]), count)
+    return MOMENTS[node.target], args, {"group": "sp"}
+
+
+def _euclidean_norm(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    if emitter.view.reduced(node, relation) is None:
+        return node.target, node.args, dict(node.kwargs)
+    bound = bind_arguments(node)
+    return euclidean_norm, (bound["self"], _dims(node, bound), bool(bound["keepdim"])), {"group": "sp"}
+
+
 def _repeat_interleave(emitter: Emitter, node: Node, relation: Relation) -> Call:
     bound = bind_arguments(node)
     return node.target, (bound["self"], bound["repeats"], bound["dim"]), {}
@@ -170,6 +205,8 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "split": _split,
     "pad": _pad,
     "mean": _mean,
+    "moments": _moments,
+    "euclidean_norm": _euclidean_norm,
     "repeat_interleave": _repeat_interleave,
     "halo": _halo,
 }

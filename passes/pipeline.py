@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from seqpar.compat import symbol_hints
 from seqpar.errors import MeshError
-from seqpar.partitioner.cost import Machine, matmul_flops, node_work
+from seqpar.partitioner.cost import Machine, is_contraction, node_work
 from seqpar.partitioner.infer import Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
@@ -116,8 +116,7 @@ class Partitioned:
 
     @staticmethod
     def _contraction(node: Node, sizes: Sizes) -> int:
-        is_contraction = "flops" in node.meta or matmul_flops(node.target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
-        return node_work(node, sizes) if is_contraction else 0
+        return node_work(node, sizes) if "flops" in node.meta or is_contraction(node.target) else 0
 
     def _counts(self) -> list[Counts]:
         """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""

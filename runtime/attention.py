@@ -80,7 +80,8 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, 
     if device == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
     if device == "meta":  # only shapes; this operator is the one FLOP counters know
-        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[:2]
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
+        return out, lse.to(_wide(q.dtype))
     if device == "cuda" and dim % 8 == 0:
         if bias is None and dim <= 256 and q.dtype in (torch.float16, torch.bfloat16):
             return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[:2]

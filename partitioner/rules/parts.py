@@ -18,9 +18,16 @@ aten = torch.ops.aten
 def single_factor(op: Op, operand: int, dim: int) -> Factor | None:
     """The factor of a dim that is a plain concatenation of atoms; a dim of length 1 is one short atom; None for a product."""
     axis = op.axis(operand, dim)
+    if is_empty(op.shapes[operand][dim]):
+        return ()
     if len(axis) == 1:
         return axis[0]
     return None if axis else (op.table.fresh(1),)
+
+
+def is_empty(length: Length) -> bool:
+    """No positions, whatever the inputs: such a part must not keep its neighbours from being recognised."""
+    return isinstance(length, int) and length == 0
 
 
 def concatenate(op: Op, parts: list[int], dim: int) -> None:
@@ -79,6 +86,7 @@ def clamp_position(sizes: Sizes, position: Any, length: Length, default: Length,
 
 @rule(aten.slice.Tensor, aten.slice_copy.Tensor)
 def slice_(op: Op) -> None:
+    """Positions outside the range ask for nothing; an empty range leaves an empty factor."""
     dim = op.args["dim"] % op.rank()
     op.carry_all(skip=(dim,))
     length = op.shapes[0][dim]
@@ -92,6 +100,11 @@ def slice_(op: Op) -> None:
     if same(start, 0) and same(stop, length):
         op.carry(0, dim, dim)
         op.rewrite = Rewrite("slice", dim=dim, data=((), op.axis(0, dim)))
+        return
+    if is_empty(op.out_shape[dim]):  # nothing is left, so nothing is asked for
+        op.place(0, dim, dim, ((),))
+        op.dropping = True
+        op.rewrite = Rewrite("slice", dim=dim, data=((), ((),)))
         return
     if isinstance(length, int) and not isinstance(op.out_shape[dim], int):
         return  # as many rows of a table as the inputs need: cutting the table there would compare unrelated sizes

@@ -59,6 +59,30 @@ def amin(op: Op) -> None:
     reduction(op, "min")
 
 
+def _is_complex(op: Op) -> bool:
+    return op.operands[0].meta["val"].is_complex()
+
+
+@rule(aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.var_mean.correction, aten.std_mean.correction)
+def moments(op: Op) -> None:
+    """The emitted call sums over the ranks itself: around the common mean."""
+    if _is_complex(op) or isinstance(op.args["dim"], bool):
+        whole_reduction(op)
+        return
+    reduction(op, "within")
+    op.rewrite = Rewrite("moments")
+
+
+@rule(aten.linalg_vector_norm.default)
+def vector_norm(op: Op) -> None:
+    """A root of summed squares; any other order needs the dims whole."""
+    if op.args["ord"] != 2 or op.args["dtype"] is not None or _is_complex(op):
+        whole_reduction(op)
+        return
+    reduction(op, "within")
+    op.rewrite = Rewrite("euclidean_norm")
+
+
 @rule(
     aten.max.dim,
     aten.min.dim,
@@ -73,15 +97,8 @@ def amin(op: Op) -> None:
     aten.median.dim,
     aten.kthvalue.default,
     aten.prod.dim_int,
-    aten.var.correction,
-    aten.std.correction,
-    aten.var.dim,
-    aten.std.dim,
-    aten.var_mean.correction,
-    aten.std_mean.correction,
     aten.logsumexp.default,
     aten.linalg_norm.default,
-    aten.linalg_vector_norm.default,
     aten.norm.ScalarOpt_dim,
 )
 def whole_reduction(op: Op) -> None:

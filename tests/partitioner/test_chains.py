@@ -63,6 +63,7 @@ PROGRAMS = {
     "gram": (lambda x: x.transpose(1, 2) @ x, f(2, 9, 3)),
     "trace of a product": (lambda x, y: torch.einsum("ab,ba->", x, y), f(8, 12), f(12, 8)),
     "statistics": (lambda x: (x - x.mean((0, 1), True)) / (x.square().mean((0, 1), True) + 1).sqrt(), f(4, 12, 3)),
+    "moments": (lambda x: ((x - x.mean(1, True)) / x.std(1, keepdim=True), torch.var_mean(x, (0, 1)), x.norm(dim=1)), f(4, 12, 3)),
     "maximum": (lambda x: (x - x.amax(1, keepdim=True)).exp().sum(1), f(2, 12)),
     "rotate half": (rotate_half, f(2, 12, 8)),
     "written in place": (in_place, f(2, 12, 3), f(2, 5, 3)),
@@ -81,6 +82,8 @@ PROGRAMS = {
     "positions": (lambda x: x + torch.arange(x.shape[1])[:, None] * torch.ones(x.shape[1], 1), f(2, 12, 3)),
     "constants": (lambda x: torch.cat([torch.zeros(2, 5, 3), x], 1) * torch.full((12, 1), 2.0), f(2, 7, 3)),
     "statistics of parts": (lambda x: torch.stack([p.mean(1) for p in x.split([3, 9], 1)], 1), f(2, 12, 3)),
+    "contraction over a grid": (lambda x: (x.flatten(1, 2).mT @ x.flatten(1, 2).relu(), x.flatten(1, 2).mean(1)), f(2, 5, 6, 3)),
+    "empty parts": (lambda x: torch.cat([x[:, 12:], x * 2, x[:, :0], torch.zeros(2, 0, 3)], 1) + x, f(2, 12, 3)),
     "transposed product": (lambda x: x.permute(2, 1, 0).reshape(3, -1).view(3, 12, 2).sum(1), f(2, 12, 3)),
 }
 

@@ -42,9 +42,9 @@ class Block(nn.Module):
         return self.text(text + out[:, : text.shape[1]]), self.image(image + out[:, text.shape[1] :])
 
 
-def solved(model, *shapes, ulysses=1, ring=1, machine=None):
+def solved(model, *shapes, ulysses=1, ring=1, machine=None, cut=None):
     traced = trace(model, tuple(torch.randn(s) for s in shapes), {}, dynamic=False)
-    inference = infer(traced.gm.graph, Sizes())
+    inference = infer(traced.gm.graph, Sizes(), cut=cut)
     solution = solve(inference, Degrees(ulysses, ring), machine)
     return traced.gm.graph, LayoutView(inference, solution, 0)
 
@@ -108,6 +108,30 @@ def test_a_reduction_over_the_sequence_is_a_partial_result():
     mean = next(n for n in graph.nodes if n.target is torch.ops.aten.mean.dim)
     assert [dim for n, dim, _ in view.labels.sharded if n is mean] == [REDUCED]
     assert view.reduced(mean, view.inference.relations[mean]) == "sum"
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_reduction_over_a_flattened_grid_is_a_partial_result(cut):
+    """Linear attention over frames x tokens: the state is summed over the ranks, whichever factor is cut."""
+
+    def fn(x):
+        x = attend(x.flatten(1, 2), x.flatten(1, 2))
+        return x @ (x.mT @ x.relu())
+
+    graph, view = solved(Program(fn), (1, 8, 6, 8), ulysses=2, machine=FREE, cut=cut)
+    state = next(n for n in graph.nodes if n.target is torch.ops.aten.matmul.default)
+    assert [dim for n, dim, _ in view.labels.sharded if n is state] == [REDUCED]
+
+
+def test_empty_parts_do_not_hide_a_sequence():
+    """What is cut off behind the last position, and joined again, leaves the attention's rows those of its input."""
+
+    def fn(x):
+        padded = torch.cat([x * 2, x[:, 64:]], 1)
+        return x + attend(padded, padded)
+
+    _, view = solved(Program(fn), (1, 64, 8), ulysses=2, machine=FREE)
+    assert len(view.labels.exchanged) == 1 and len(view.inference.sequences) == 1
 
 
 def test_two_sequences_in_one_dim_shard_one_of_them():

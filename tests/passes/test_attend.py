@@ -6,12 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from seqpar.partitioner.attention_heads import divide_heads
-from seqpar.passes.pipeline import partition
+from seqpar.partitioner.infer import infer
+from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.solve import solve
+from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.trace import trace
 from seqpar.runtime.attention import select_heads
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import seq_to_heads
-from seqpar.verification import verify, verify_traced
+from seqpar.verification import difference, simulate, verify, verify_traced
 
 MESHES = [(2, 1), (1, 2), (3, 1), (1, 3), (2, 2)]
 aten = torch.ops.aten
@@ -112,6 +116,51 @@ def test_two_attentions_in_a_row():
             return self.b(text, image)
 
     check(Twice(), *streams(4, 12), meshes=[(2, 1), (1, 2), (2, 2), (1, 3)])
+
+
+class Grid(nn.Module):
+    """Frames x rows x columns attend each other, flattened; `mask` is for the flattened positions."""
+
+    def __init__(self, is_causal=False):
+        super().__init__()
+        self.is_causal = is_causal
+
+    def forward(self, x, mask=None):
+        q, k, v = (t.flatten(1, 3).unflatten(-1, (3, 4)).transpose(1, 2) for t in (x * 2, x.sin(), x + 1))
+        mask = mask.flatten(0, 2) if mask is not None and mask.shape[-2] > 1 else mask  # one row per position of the grid
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.is_causal).transpose(1, 2).flatten(2).view(x.shape)
+
+
+def grid_outputs(model, inputs, mesh, cut):
+    """(result of the model, the ranks' results, the solution) with sequences cut in factor `cut`."""
+    traced = trace(model, tuple(inputs), {}, dynamic=False)
+    inference = infer(traced.gm.graph, Sizes(), cut=cut)
+    solution = solve(inference, Degrees(*mesh))
+    outputs = simulate(Partitioned(traced, inference, solution, {}), inputs)
+    return traced.gm(*inputs)[0], [out for (out,) in outputs], solution
+
+
+@pytest.mark.parametrize(
+    ("cut", "mesh", "mask_shape"),
+    [(1, (2, 1), (2, 1, 1, 30)), (2, (3, 1), (3, 2, 5, 30)), (1, (1, 2), None), (2, (1, 2), (3, 2, 5, 30)), (2, (2, 2), (2, 1, 1, 30)), (1, (2, 2), (3, 5, 2, 30))],
+)
+def test_an_inner_factor_of_a_grid_is_cut(cut, mesh, mask_shape):
+    """Exchanged with that factor outermost: rows, keys and mask change places alike, and the result goes back."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, *((5, 2), (2, 5))[cut - 1], 12)]
+    if mask_shape:
+        inputs.append(torch.randn(mask_shape))
+    expected, outputs, solution = grid_outputs(Grid(), inputs, mesh, cut)
+    assert solution.labels.exchanged and all(difference(out, expected)[1] < 1e-6 for out in outputs)
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_causal_over_a_grid(cut):
+    """Exchanged if the outermost factor is cut; else rows of several stretches see what comes before them."""
+    torch.manual_seed(0)
+    expected, outputs, solution = grid_outputs(Grid(is_causal=True), [torch.randn(1, 4, 5, 2, 12)], (2, 1), cut)
+    assert bool(solution.labels.exchanged) == (cut == 0) and solution.labels.sharded
+    assert all(difference(out, expected)[1] < 1e-6 for out in outputs)
 
 
 def test_one_tensor_in_several_parts():

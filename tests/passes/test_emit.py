@@ -51,6 +51,28 @@ def test_the_programs_compute_the_model(mesh, text):
     assert report.ok, report
 
 
+def test_work_beside_the_sequence_is_divided():
+    """A batch of pictures that no attention sees, and text that is permuted before it is joined: divided, then gathered once each."""
+
+    class Beside(Block):
+        def __init__(self):
+            super().__init__()
+            self.see, self.read = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8))
+
+        def forward(self, text, image, pictures, order):
+            seen = self.see(pictures).mean((2, 3))
+            return super().forward(self.read(text)[:, order], image + seen.sum(0))[0]
+
+    torch.manual_seed(0)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    traced = trace(Beside(), (torch.randn(2, 7, 8), torch.randn(2, 25, 8), torch.randn(5, 3, 6, 6), order), {}, dynamic=False)
+    for mesh in ((2, 1), (1, 3)):
+        report = verify_traced(traced, ulysses=mesh[0], ring=mesh[1])
+        assert report.ok, report
+        whole = {op.op for op in report.plan.replicated_ops if op.flops > 1e-2 * report.plan.flops_total}
+        assert not whole, report.plan.explain()
+
+
 def test_what_is_communicated():
     inputs = torch.randn(1, 512, 8), torch.randn(1, 2048, 8)
     nodes = emitted(Block(), inputs, ulysses=2)

@@ -122,6 +122,7 @@ def test_merge_widens_and_takes_nothing_from_nothing():
 
 def test_meta_gives_shapes():
     q, k, v = (x.to("meta") for x in qkv(2))
+    assert attend(q.double(), k.double(), v.double(), enable_gqa=True)[1].dtype == torch.float64
     for mask in masks().values():
         out, lse = attend(q, k, v, None if mask is None else mask.to("meta"), enable_gqa=True)
         assert out.shape == (B, H, SQ, D) and lse.shape == (B, H, SQ) and out.device.type == "meta"
