@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 WORKERS ?= 2
 N ?= 5000
+SEED ?= 1
 DEMO_OUTPUT ?= demo_output/demo.png
 INSTALLED := $(VENV)/.installed
 
@@ -37,7 +38,7 @@ test: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 fuzz: setup
-	SEQPAR_FUZZ=$(N) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --timeout 0 tests/fuzz $(PYTEST_ARGS)
+	SEQPAR_FUZZ=$(N) SEQPAR_FUZZ_SEED=$(SEED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --timeout 0 tests/fuzz $(PYTEST_ARGS)
 
 mutants: setup
 	$(BIN)/python -m seqpar.tools.mutate --table docs/mutants.md

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.layout import LayoutView
+from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced, trace
@@ -56,12 +57,14 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
 
 
-def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None) -> Report:
+def verify_traced(
+    traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None, options: Options = Options()  # noqa: B008
+) -> Report:
     """`verify` for a model that is traced already; its example inputs are the ones compared.
 
     expected: the model's own outputs as leaves; without them, those of the traced graph.
     """
-    partitioned = partition(traced, ulysses=ulysses, ring=ring)
+    partitioned = partition(traced, ulysses=ulysses, ring=ring, options=options)
     inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)

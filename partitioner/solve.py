@@ -28,8 +28,11 @@ class Solution:
     reasons: dict[Node, str] = field(default_factory=dict)
 
 
-def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None) -> Solution:
-    """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded."""
+def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True) -> Solution:
+    """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded.
+
+    local_keys: whether a cross-attention may attend locally.
+    """
     attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
     price = _prices(inference, attentions, degrees, machine or Machine())
     if degrees.ranks == 1 or not attentions:
@@ -38,7 +41,8 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
     local: set[Node] = set()
-    for members in _classes({n: attentions[n] for n in exchanged if is_cross(attentions[n], inference)}, inference):
+    crossing = {n: r for n, r in attentions.items() if local_keys and n in exchanged and is_cross(r, inference)}
+    for members in _classes(crossing, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
         if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
             best = trial

@@ -1,0 +1,19 @@
+"""Steps of `partition` that may be left out: each changes what is sharded or communicated, none the answer."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """All taken by default; tests leave some out, and find that the programs are equal.
+
+    recognise: attention written out becomes attention nodes. fuse: a sequence that is a product is read again as one atom, which can
+    be cut anywhere. grids: cutting between frames or rows is tried as well. local_keys: a cross-attention may attend locally.
+    share_counts: ranks with parts of equal sizes are counted once.
+    """
+
+    recognise: bool = True
+    fuse: bool = True
+    grids: bool = True
+    local_keys: bool = True
+    share_counts: bool = True
