@@ -1,15 +1,19 @@
 # make demo   a picture from a tiny pipeline on 4 CPU processes, compared with one process
-# make test   all tests            make lint   ruff + mypy
+# make test   all tests, on 2 workers (WORKERS=4)     make lint      ruff + mypy
+# make fuzz   N=5000 random models, not part of the tests   make mutants   plant wrong rules and see that tests notice (docs/mutants.md)
 # Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..."
 
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+WORKERS ?= 2
+N ?= 5000
+SEED ?= 1
 DEMO_OUTPUT ?= demo_output/demo.png
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test fuzz mutants lint clean
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -31,7 +35,13 @@ demo: setup
 	  --width 256 --height 256 --num-inference-steps 4 --seed 0 --compare --output $(DEMO_OUTPUT)
 
 test: setup
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+fuzz: setup
+	SEQPAR_FUZZ=$(N) SEQPAR_FUZZ_SEED=$(SEED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --timeout 0 tests/fuzz $(PYTEST_ARGS)
+
+mutants: setup
+	$(BIN)/python -m seqpar.tools.mutate --table docs/mutants.md
 
 lint: setup
 	$(BIN)/ruff check .

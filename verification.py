@@ -14,6 +14,7 @@ from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.layout import LayoutView
+from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced, trace
@@ -57,13 +58,21 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
 
 
-def verify_traced(traced: Traced, *, ulysses: int, ring: int, expected: Sequence[Any] | None = None, machine: Machine | None = None) -> Report:
+def verify_traced(
+    traced: Traced,
+    *,
+    ulysses: int,
+    ring: int,
+    expected: Sequence[Any] | None = None,
+    machine: Machine | None = None,
+    options: Options = Options(),  # noqa: B008
+) -> Report:
     """`verify` for a model that is traced already; its example inputs are the ones compared.
 
     expected: the model's own outputs as leaves; without them, those of the traced graph. machine: what decides
     between strategies.
     """
-    partitioned = partition(traced, ulysses=ulysses, ring=ring, machine=machine)
+    partitioned = partition(traced, ulysses=ulysses, ring=ring, machine=machine, options=options)
     inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)

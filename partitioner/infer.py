@@ -59,17 +59,17 @@ class Inference:
         return frozenset(found)
 
 
-def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False) -> Inference:
+def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
     cut: None makes a sequence that is a product one atom. A number makes that factor (0 frames, 1 rows) the one that can be cut, so that
     what the model does on the grid (convolutions) can stay sharded.
-    batch: what attentions have in their batch counts as the sequence, instead of their rows.
+    batch: what attentions have in their batch counts as the sequence, instead of their rows. fuse: False leaves products as they are.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = {}
     for _ in range(MAX_READINGS):
         result = _read(graph, sizes, fused, cut or 0, batch)
-        marks = _products_to_fuse(result) if cut is None else {}
+        marks = _products_to_fuse(result) if cut is None and fuse else {}
         if not marks.keys() - fused.keys():
             break
         fused.update(marks)
@@ -198,16 +198,16 @@ def _add_sequences_beside(result: Inference) -> None:
 def _products_to_fuse(result: Inference) -> dict[tuple[str, int], tuple[int, int]]:
     """Merges (node, output dim) whose product is a whole attention sequence, or was refused against one atom of it."""
     table = result.table
-    wanted: set[Axis] = set()
+    wanted: dict[Axis, None] = {}  # in the order found
     for relation in result.relations.values():
         if relation.attention is not None:
             for i in (relation.attention.q, relation.attention.k):
                 axis = table.expand_axis(relation.operand_axes[i][-2])
                 if len(axis) > 1:
-                    wanted.add(axis)
+                    wanted[axis] = None
     for axis, node, dim in result.conflicts:
         if (table.roots(result.axes[node][0][dim]) | table.roots(axis)) & result.sequences.keys():
-            wanted.add(table.expand_axis(axis))
+            wanted[table.expand_axis(axis)] = None
     marks: dict[tuple[str, int], tuple[int, int]] = {}
     for node, dim, axis in result.merges:
         axis = table.expand_axis(axis)

@@ -31,8 +31,11 @@ class Solution:
     along_batch: frozenset[Node] = frozenset()
 
 
-def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None) -> Solution:
-    """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded."""
+def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True, phases: bool = True) -> Solution:
+    """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded.
+
+    local_keys: whether a cross-attention may attend locally. phases: whether the cut may switch between two axes.
+    """
     attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
     price = _prices(inference, attentions, degrees, machine or Machine())
     if degrees.ranks == 1 or not inference.sequences:
@@ -41,20 +44,21 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
     local: set[Node] = set()
-    for members in _classes({n: attentions[n] for n in exchanged if is_cross(attentions[n], inference)}, inference):
+    crossing = {n: r for n, r in attentions.items() if local_keys and n in exchanged and is_cross(r, inference)}
+    for members in _classes(crossing, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
         if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
-    phases = choose_phases(inference, degrees, price, exchanged)
-    if phases is None:
+    found = choose_phases(inference, degrees, price, exchanged) if phases else None
+    if found is None:
         return Solution(best, degrees, price, reasons)
-    trial = LabelProblem(inference, degrees, price, best.exchanged - phases.along_batch, local, phases.prefer).solve()
-    spared = len(phases.along_batch & best.exchanged) * _calls(degrees) * price.call
+    trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
+    spared = len(found.along_batch & best.exchanged) * _calls(degrees) * price.call
     if trial.cost >= best.cost + spared:
         return Solution(best, degrees, price, reasons)
-    return Solution(trial, degrees, price, reasons, phases.along_batch)
+    return Solution(trial, degrees, price, reasons, found.along_batch)
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:

@@ -39,7 +39,7 @@ class ExpressionEmitter:
             return int(length)
         known = self._known.get(length)
         if known is None:
-            for symbol in length.free_symbols:
+            for symbol in sorted(length.free_symbols, key=str):  # a set of symbols has another order in every process
                 if symbol not in self._known:
                     index, dim = self._symbols[symbol]
                     size = self._graph.call_function(torch.ops.aten.sym_size.int, (self._placeholders[index], dim))

@@ -29,6 +29,7 @@ from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.localise import source_line
+from seqpar.passes.options import Options
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
@@ -41,10 +42,11 @@ CLEARLY = 0.97  # parts of whole rows are less even than parts cut anywhere
 class Partitioned:
     """A traced model partitioned for a mesh: its plan, and the program of every rank (made on demand)."""
 
-    def __init__(self, traced: Traced, inference: Inference, solution: Solution, seconds: dict[str, float]) -> None:
+    def __init__(self, traced: Traced, inference: Inference, solution: Solution, seconds: dict[str, float], options: Options = Options()) -> None:  # noqa: B008
         self.traced = traced
         self.inference = inference
         self.solution = solution
+        self.options = options
         self._seconds = seconds
         self._programs: dict[int, fx.GraphModule] = {}
 
@@ -124,7 +126,7 @@ class Partitioned:
         known: dict[object, Counts] = {}
         counts = []
         for rank in range(degrees.ranks):
-            key = None if self.nothing_to_shard else self._sizes_of(rank)
+            key = None if self.nothing_to_shard else self._sizes_of(rank) if self.options.share_counts else rank
             if key not in known:
                 known[key] = count(self.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank)
             counts.append(known[key])
@@ -232,7 +234,7 @@ def _expr(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
-def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machine | None = None) -> Partitioned:
+def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machine | None = None, options: Options = Options()) -> Partitioned:  # noqa: B008
     """Decide and prepare the programs of `ulysses * ring` ranks.
 
     Raises:
@@ -244,32 +246,32 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     if ulysses * ring > 1:
         check_sizes_known(traced)
         gm = traced.gm
-        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks):
+        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks) if options.recognise else ():
             gm = normalise(gm)
         traced = replace(traced, gm=gm)
-    inference = infer(traced.gm.graph, sizes)
+    inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
     _check_heads(inference, degrees)
-    solution = solve(inference, degrees, machine)
-    if inference.fused and degrees.ranks > 1:
-        inference, solution = _cheaper(inference, solution, traced, degrees, machine)
+    solution = solve(inference, degrees, machine, local_keys=options.local_keys, phases=options.phases)
+    if options.grids and inference.fused and degrees.ranks > 1:
+        inference, solution = _cheaper(inference, solution, traced, degrees, machine, options)
     if solution.reasons and not solution.labels.sharded:
         inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    return Partitioned(traced, inference, solution, seconds)
+    return Partitioned(traced, inference, solution, seconds, options)
 
 
 def _cheaper(
-    inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None
+    inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None, options: Options
 ) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
     meshed = {n.name for n in solution.labels.exchanged | solution.along_batch if not is_cross(inference.relations[n], inference)}
     for factor in (0, 1):
         other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
-        trial = solve(other, degrees, machine)
+        trial = solve(other, degrees, machine, local_keys=options.local_keys, phases=options.phases)
         if meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch} and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best

@@ -23,9 +23,37 @@ def _load_rank_pool():
     return module
 
 
+POOLS = {"ranks", "two_ranks"}  # fixtures that start processes
+LAUNCHES = "launches"  # marks a file or a test that starts ranks by itself
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"{LAUNCHES}: starts several processes by itself; runs in the same worker as the pools of ranks")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def group_of(item):
+    """Tests of one group run in one worker, so that they share fixtures and caches.
+
+    All that start ranks are one group: there is one pool of each size, and not more processes than needed at a time. Else a file is a group,
+    or, where it names parameters in `GROUP_BY`, all its tests with the same values of these.
+    """
+    if POOLS & set(item.fixturenames) or item.get_closest_marker(LAUNCHES):
+        return "processes"
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    shared = [f"{name}={parameters[name]}" for name in getattr(item.module, "GROUP_BY", ()) if name in parameters]
+    return " ".join([str(item.path.relative_to(item.config.rootpath)), *shared])
+
+
 @pytest.fixture(scope="session")
 def ranks():
-    """Four real gloo ranks: `ranks.run(function, *args, timeout=120)` -> the four results, `ranks.outcomes` -> results or errors."""
+    """Four real gloo ranks: `ranks.run(function, *args, timeout=300)` -> the four results, `ranks.outcomes` -> results or errors."""
     pool = _load_rank_pool().RankPool(4)
     yield pool
     pool.stop()

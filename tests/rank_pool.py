@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent
-START_SECONDS = 180
+START_SECONDS = 300
+ANSWER_SECONDS = 300  # generous: other tests use the same cores
 GRACE_SECONDS = 10  # once one rank has raised: how long the others may take to notice
 
 
@@ -35,7 +36,7 @@ class RankPool:
         self._pipes: list[connection.Connection] = []
         self._folder = ""
 
-    def run(self, function: Callable, *args: Any, timeout: float = 120, **kwargs: Any) -> list[Any]:
+    def run(self, function: Callable, *args: Any, timeout: float = ANSWER_SECONDS, **kwargs: Any) -> list[Any]:
         """`function(*args, **kwargs)` on every rank; the results in rank order.
 
         `function` is a module-level function, of the test file itself or of an importable module; arguments and results are
@@ -47,7 +48,7 @@ class RankPool:
             raise min(errors, key=lambda error: isinstance(error, NoAnswer))  # a cause before its consequences
         return outcomes
 
-    def outcomes(self, function: Callable, *args: Any, timeout: float = 120, **kwargs: Any) -> list[Any]:
+    def outcomes(self, function: Callable, *args: Any, timeout: float = ANSWER_SECONDS, **kwargs: Any) -> list[Any]:
         """Like `run`, but an exception stands in its rank's place instead of being raised."""
         if not self._processes:
             self._start()

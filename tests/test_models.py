@@ -16,6 +16,7 @@ from seqpar.passes.trace import Traced, trace
 from seqpar.verification import verify_traced
 
 MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "r4": (1, 4), "u2r2": (2, 2)}
+GROUP_BY = ("name", "heads", "lengths")  # one trace for all meshes
 THOROUGH = ("flux", "wan", "z-image", "bagel")  # all of heads x lengths
 CELLS = [
     (name, heads, lengths)

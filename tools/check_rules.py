@@ -129,6 +129,14 @@ def labels_for(inference: Inference, node: fx.Node, claim: Claim, ranks: int) ->
     return labels if touched else None
 
 
+def claims(inference: Inference, node: fx.Node, ranks: Iterable[int] = RANKS) -> Iterator[tuple[Claim, int, Labels]]:
+    """The shardings that the rule of `node` makes possible, with their number of ranks."""
+    for claim, count in itertools.product(candidates(inference, node), ranks):
+        labels = labels_for(inference, node, claim, count)
+        if labels is not None:
+            yield claim, count, labels
+
+
 def run_ranks(graph: fx.Graph, inference: Inference, labels: Labels, ranks: int, inputs: Sequence[Tensor], constants: Mapping[str, Tensor] | None = None) -> list[Any]:
     """Emit and run the programs of all ranks; outputs by rank. `constants`: what the graph gets by attribute."""
     solution = Solution(labels, Degrees(ranks, 1), FREE)
@@ -168,10 +176,7 @@ def check_sample(sample: Sample, verdict: Verdict, ranks: Iterable[int] = RANKS)
     exact = verdict.rule.partition(".")[0] in MOVING
     claimed: set[int] = set()
     verdict.samples += 1
-    for claim, count in itertools.product(candidates(inference, node), ranks):
-        labels = labels_for(inference, node, claim, count)
-        if labels is None:
-            continue
+    for claim, count, labels in claims(inference, node, ranks):
         claimed.add(claim.dim)
         verdict.claims += 1
         try:
@@ -222,8 +227,8 @@ def rule_name(target: Any) -> str:
     return f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}"
 
 
-def check_all(names: Iterable[str] = (), per_function: int = 3, per_operator: int = 3) -> list[Verdict]:
-    """One verdict per operator with a rule and a sample. `names`: operators by name (`view`) or overload (`aten.view.default`).
+def samples_of(names: Iterable[str] = (), per_function: int = 3, per_operator: int = 3) -> dict[Any, list[Sample]]:
+    """Samples of every operator with a rule, sorted by name. `names`: only operators of this name (`view`) or overload (`aten.view.default`).
 
     Raises:
         SeqparError: PyTorch's sample inputs cannot be imported.
@@ -233,24 +238,31 @@ def check_all(names: Iterable[str] = (), per_function: int = 3, per_operator: in
     def wanted(target: Any) -> bool:
         return not names or bool(names & {str(target), str(target).split(".")[1]})
 
-    verdicts = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         by_hand = [s for s in hand_samples() if wanted(s.target) and registry.find(s.target) is not None]
         table = chosen(from_op_db(per_function, {n.split(".")[1] if "." in n else n for n in names}), per_operator)
         for target, samples in chosen(by_hand, len(by_hand)).items():
             table[target] = samples + table.get(target, [])
-        for target in sorted((t for t in table if wanted(t)), key=str):
+    return {target: table[target] for target in sorted(table, key=str) if wanted(target)}
+
+
+def check_all(table: Mapping[Any, Sequence[Sample]]) -> list[Verdict]:
+    """One verdict per operator of a table of samples."""
+    verdicts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for target, samples in table.items():
             verdict = Verdict(str(target), rule_name(target))
-            for sample in table[target]:
+            for sample in samples:
                 check_sample(sample, verdict)
             verdicts.append(verdict)
     return verdicts
 
 
-def unsampled(verdicts: Sequence[Verdict]) -> list[str]:
-    """Operators with a rule of their own that no sample reached."""
-    seen = {v.operator for v in verdicts}
+def unsampled(operators: Iterable[str]) -> list[str]:
+    """Operators with a rule of their own that are not among these."""
+    seen = set(operators)
     return sorted(str(t) for t in registry.targets() if str(t) not in seen)
 
 
@@ -273,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:
-        verdicts = check_all(options.operators, options.samples, options.samples)
+        verdicts = check_all(samples_of(options.operators, options.samples, options.samples))
     except SeqparError as error:
         print(error, file=sys.stderr)
         return 2
@@ -282,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print_table(verdicts)
         if not options.operators:
-            print("no sample:", ", ".join(unsampled(verdicts)) or "none")
+            print("no sample:", ", ".join(unsampled(v.operator for v in verdicts)) or "none")
     return int(any(v.wrong for v in verdicts))
 
 

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from seqpar.errors import MeshError
 from seqpar.tools.launch import LaunchError, Rank, launch, pick_device_type
 
+pytestmark = pytest.mark.launches
+
 
 def note_rank(rank, folder):
     Path(folder, f"{rank.rank}").write_text(f"{rank.world_size} {dist.is_initialized()} {rank.device}")

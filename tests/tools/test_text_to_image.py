@@ -12,6 +12,8 @@ import pytest
 from seqpar.models.checkpoints import build_checkpoint
 from seqpar.tools import text_to_image
 
+pytestmark = pytest.mark.launches
+
 SMALL = ["--prompt", "a lighthouse", "--width", "64", "--height", "64", "--num-inference-steps", "2", "--device", "cpu"]
 TOOL = ["-m", "seqpar.tools.text_to_image"]
 # float32, 2 steps: measured 4e-8 to 2e-7
@@ -23,7 +25,7 @@ def run_tool(launcher, arguments, folder):
     """The tool's JSON report from a process of its own, and what it wrote to stderr."""
     command = [*launcher, *TOOL, *SMALL, *arguments, "--compare", "--json", "--output", str(folder / "out.png")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 

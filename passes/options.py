@@ -1,0 +1,20 @@
+"""Steps of `partition` that may be left out: each changes what is sharded or communicated, none the answer."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """All taken by default; tests leave some out, and find that the programs are equal.
+
+    recognise: attention in other forms becomes attention nodes. fuse: a sequence that is a product is read again as one atom, which can
+    be cut anywhere. grids: cutting between frames or rows is tried as well. local_keys: a cross-attention may attend locally.
+    phases: the cut may switch between two axes. share_counts: ranks with parts of equal sizes are counted once.
+    """
+
+    recognise: bool = True
+    fuse: bool = True
+    grids: bool = True
+    local_keys: bool = True
+    phases: bool = True
+    share_counts: bool = True

@@ -1,0 +1,140 @@
+"""Planted mistakes: wrong rules, wrong emissions, wrong collectives, guards that do not look. The tests must notice each of them.
+
+`old` occurs exactly once in `file`. `tests` are the few files (or tests) of the suite that should notice, the likeliest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One textual change of the package and the tests that are run with it.
+
+    `harmless`: why no test can notice it, for one that changes nothing that matters.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    harmless: str = ""
+
+
+RULES = ("tests/partitioner/test_rules.py", "tests/partitioner/test_infer.py", "tests/partitioner/test_chains.py")
+LOCALISE = ("tests/passes/test_localise.py", "tests/passes/test_emit.py")
+EMIT = ("tests/passes/test_emit.py", "tests/partitioner/test_chains.py", "tests/partitioner/test_rules.py")
+ATTEND = ("tests/passes/test_attend.py",)
+RING = ("tests/runtime/test_ring.py",)
+KERNEL = ("tests/runtime/test_attention.py", "tests/runtime/test_ring.py")
+LAYOUT = ("tests/runtime/test_layout.py", "tests/runtime/test_ulysses.py")
+ULYSSES = ("tests/runtime/test_ulysses.py",)
+HALO = ("tests/runtime/test_halo.py",)
+LENGTHS = ("tests/partitioner/test_lengths.py", "tests/partitioner/test_layout.py", "tests/test_symbolic.py::test_one_partition_serves_three_resolutions")
+ATOMS = ("tests/partitioner/test_atoms.py", "tests/partitioner/test_infer.py")
+LABELS = ("tests/partitioner/test_labels.py", "tests/partitioner/test_rules.py", "tests/partitioner/test_chains.py")
+RECOGNISE = ("tests/passes/test_recognise.py",)
+REPLAY = ("tests/passes/test_replay.py", "tests/test_respecialise.py")
+SYMBOLIC = ("tests/test_symbolic.py", "tests/passes/test_trace.py")
+MODULE = ("tests/test_module.py", "tests/test_respecialise.py")
+
+RULE_MUTANTS = (
+    Mutant("cat puts its parts in reverse order", "partitioner/rules/parts.py", "(tuple(a for f in factors for a in f),)", "(tuple(a for f in factors[::-1] for a in f),)", RULES),
+    Mutant("permute is inverted", "partitioner/rules/view.py", "op.carry(0, dim % op.rank(), out_dim)", "op.carry(0, out_dim, dim % op.rank())", RULES),
+    Mutant("transpose moves nothing", "partitioner/rules/view.py", "order[a], order[b] = order[b], order[a]", "pass", RULES),
+    Mutant("expand aligns left", "partitioner/rules/view.py", "offset = len(op.out_shape) - op.rank()\n    for dim in range(op.rank()):\n        op.carry", "offset = 0\n    for dim in range(op.rank()):\n        op.carry", RULES),
+    Mutant("merged dims may share atoms", "partitioner/rules/view.py", "if seen & set(factor):", "if False:", (*RULES, "tests/fuzz")),
+    Mutant("broadcasting aligns left", "partitioner/rules/pointwise.py", "offset = out_rank - op.rank(operand)", "offset = 0", RULES),
+    Mutant("a maximum is summed over ranks", "partitioner/rules/reduce.py", 'reduction(op, "max")', 'reduction(op, "sum")', RULES),
+    Mutant("a minimum is the largest over ranks", "partitioner/rules/reduce.py", 'reduction(op, "min")', 'reduction(op, "max")', RULES),
+    Mutant("a layer norm is computed in parts of its width", "partitioner/rules/norm.py", "skip=tuple(range(op.rank(x) - width, op.rank(x)))", "skip=()", RULES),
+    Mutant("a linear layer takes parts of its width", "partitioner/rules/matmul.py", "op.carry_all(x, skip=(-1,))", "op.carry_all(x)", RULES),
+    Mutant("addmm flows from its contraction", "partitioner/rules/matmul.py", "for dim in range(op.rank(a) - 1):", "for dim in range(op.rank(a)):", RULES),
+    Mutant("positions are numbered from zero on every rank", "partitioner/rules/create.py", "op.whole = set(range(len(op.out_shape)))", 'op.rewrite = Rewrite("sizes", arg=0)', RULES),
+    Mutant("stack shifts no dim", "partitioner/rules/parts.py", "op.carry(operand, d, d + (d >= at))", "op.carry(operand, d, d)", RULES),
+    Mutant("one tensor in two parts of an attention is cut", "partitioner/rules/attention.py", "op.alike = q not in (k, v)", "op.alike = True", (*ATTEND, *RULES)),
+    Mutant("group heads are carried as heads", "partitioner/rules/attention.py", "if out_dim != heads or not grouped:", "if True:", (*ATTEND, *RULES), "unequal lengths never unify: the heads become a blocked dim, which is whole, as without the change"),
+    Mutant("an atom is cut in reverse", "partitioner/atoms.py", "parts = (self.fresh(at), self.fresh(minus(self._length[atom], at)))", "parts = (self.fresh(minus(self._length[atom], at)), self.fresh(at))", ATOMS),
+    Mutant("an atom may be merged with its neighbour", "partitioner/atoms.py", "                if y in left or x in right:\n                    return False\n                self._forward", "                self._forward", (*ATOMS, "tests/fuzz")),
+    Mutant("equal by example is not recorded", "partitioner/lengths.py", "self.assume(sympy.Eq(a, b), about)", "pass", ("tests/partitioner/test_lengths.py",)),
+)  # fmt: skip
+
+EMIT_MUTANTS = (
+    Mutant("every part is as long as the first", "partitioner/lengths.py", "return (length + ranks - 1 - rank) // ranks", "return -(-length // ranks)", LENGTHS),
+    Mutant("symbolic parts grow with the rank", "partitioner/lengths.py", "FloorDiv(length + (ranks - 1 - rank), ranks)", "FloorDiv(length + rank, ranks)", LENGTHS),
+    Mutant("a value is not gathered", "passes/emit.py", "known[middle] = self._gather(node, known[have], have, middle)", "known[middle] = known[have]", EMIT),
+    Mutant("a part of the first rank is sliced everywhere", "passes/emit.py", '(y, d, segments), {"rank": self.view.rank}', '(y, d, segments), {"rank": 0}', EMIT),
+    Mutant("a factor inside a product is cut outside of it", "passes/emit.py", "done = emit(opened, dim + 1, segments)", "done = emit(opened, dim, segments)", EMIT),
+    Mutant("a partial sum is not completed", "passes/emit.py", 'reduced = self.call(all_reduce, (emitted, kind), {"group": "sp"})', "reduced = emitted", EMIT),
+    Mutant(
+        "a mean is divided by the local count", "passes/emit.py", "product(self.view.inference.table.axis_length(relation.operand_axes[i][d]) for i, d in dims)",
+        "product(self.view.axis_length(relation.operand_axes[i][d], self.view.required(node, relation, i)[d]) for i, d in dims)", (*LOCALISE, *EMIT),
+    ),
+    Mutant("outputs that may differ in bits are not made equal", "passes/emit.py", "if node in self.values and origin(node) in self.diverging:", "if False:", ("tests/test_verify.py",)),
+    Mutant("a slice starts at its global position", "passes/localise.py", "start = emitter.view.factor_length(before, layout)", "start = emitter.view.factor_length(before, frozenset())", LOCALISE),
+    Mutant("a slice has its global length", "passes/localise.py", "emitter.view.axis_length(kept, layout)", "emitter.view.axis_length(kept, frozenset())", LOCALISE),
+    Mutant("a split has its global sizes", "passes/localise.py", "emitter.view.axis_length(axes[dim], layout)", "emitter.view.axis_length(axes[dim], frozenset())", LOCALISE),
+    Mutant("leading padding is on every rank", "passes/localise.py", "table.expand(atoms[:1]), layouts[dim]", "table.expand(atoms[:1]), frozenset()", (*LOCALISE, *RULES)),
+    Mutant("padding before is put after", "passes/localise.py", "        if head:\n            pads[at] =", "        if head:\n            pads[at + 1] =", (*LOCALISE, *RULES)),
+    Mutant("a mean is not a sum", "passes/localise.py", "return aten.sum.dim_IntList, (bound", "return aten.mean.dim, (bound", LOCALISE),
+    Mutant("a sharded convolution still pads", "passes/localise.py", "padding[dim - (len(layout) - spatial)] = 0", "pass", HALO),
+    Mutant("a part of length one is squeezed away", "partitioner/rules/view.py", '    op.rewrite = Rewrite("view")', "    pass", (*LOCALISE, *RULES)),
+    Mutant("the mesh is read the other way round", "passes/attend.py", "self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)", "self.ulysses_rank, self.ring_rank = divmod(emitter.view.rank, degrees.ring)", ATTEND),
+    Mutant("a ring row is as long as one rank's part", "passes/attend.py", "[(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)]", "[(j, j + 1) for j in range(self.ring)]", ATTEND),
+    Mutant("every rank has the mask of the first heads", "passes/attend.py", "start, stop = self.heads.queries[self.ulysses_rank]", "start, stop = self.heads.queries[0]", ATTEND),
+    Mutant("cut causal rows begin at zero", "passes/attend.py", "before = total(view.parts(atom)[: view.rank]) if atom in sharded else 0", "before = 0", ATTEND),
+    Mutant("causal is forgotten under Ulysses", "passes/attend.py", "args = (q, k, v, mask, 0.0, spec.is_causal)", "args = (q, k, v, mask, 0.0, False)", ATTEND),
+    Mutant("the scale is forgotten under a ring", "passes/attend.py", '{"scale": spec.scale, "enable_gqa": gqa}', '{"enable_gqa": gqa}', (*ATTEND, *RECOGNISE)),
+    Mutant("the last key head of a group is missing", "partitioner/attention_heads.py", "first, last = start // group, -(-stop // group)", "first, last = start // group, max(stop // group, start // group + 1)", ("tests/partitioner/test_attention_heads.py",)),
+    Mutant("divided groups read their key heads in plain order", "partitioner/attention_heads.py", "expansion.append(None if regular else reads)", "expansion.append(None)", ("tests/partitioner/test_attention_heads.py",)),
+    Mutant("a written-out attention loses its scale", "passes/recognise.py", "scale=found.scale)", "scale=None)", RECOGNISE),
+    Mutant("a mask is added before the scale", "passes/recognise.py", "return None  # a mask added before a factor", "pass  # a mask added before a factor", RECOGNISE),
+    Mutant("a masked fill shows what it should hide", "passes/recognise.py", "return self.call(aten.logical_not.default, found.masks[0][1])", "return found.masks[0][1]", RECOGNISE),
+    Mutant("parts too short for a halo are cut", "partitioner/labels.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", (*HALO, *LABELS, "tests/fuzz")),
+    Mutant("an atom in two places of a dim is cut", "partitioner/labels.py", "return found - unclear", "return found", (*LABELS, "tests/fuzz")),
+    Mutant("a part of a dim is reduced", "partitioner/labels.py", "return axis == first and alone and all(", "return all(", (*LABELS, "tests/fuzz")),
+)  # fmt: skip
+
+RUNTIME_MUTANTS = (
+    Mutant("longer parts come last", "runtime/layout.py", "(length + size - 1 - rank) // size for rank", "(length + rank) // size for rank", LAYOUT),
+    Mutant("a part starts one part too late", "runtime/layout.py", "start + sum(segment[:rank]), segment[rank]", "start + sum(segment[: rank + 1]), segment[rank]", LAYOUT),
+    Mutant("the second sharded segment is read from the first", "runtime/layout.py", "offsets[r] = offsets[r] + n", "pass", LAYOUT),
+    Mutant("gathered parts in reverse rank order", "runtime/layout.py", "for r, n in enumerate(sizes)]", "for r, n in reversed(list(enumerate(sizes)))]", LAYOUT),
+    Mutant("the first rank's bits become the last rank's", "runtime/layout.py", ".narrow(0, 0, wire.numel())", ".narrow(0, (size_of(group) - 1) * wire.numel(), wire.numel())", ("tests/test_verify.py", "tests/runtime/test_layout.py"), "any one rank may give the value, as long as it is the same one everywhere"),
+    Mutant("a peer gets the sender's own heads", "runtime/ulysses.py", "take(_pick(x, h[peer], 2), 1, mine)", "take(_pick(x, h[rank], 2), 1, mine)", ULYSSES),
+    Mutant("what a peer sends has the own length", "runtime/ulysses.py", "row * total(theirs) * (h[rank][1] - h[rank][0])", "row * total(mine) * (h[rank][1] - h[rank][0])", ULYSSES),
+    Mutant("the own heads come first", "runtime/ulysses.py", "parts.insert(rank, own[0]", "parts.insert(0, own[0]", ULYSSES),
+    Mutant("blocks are taken for those of the next rank", "runtime/ring.py", "(rank - step - 1) % size, None", "(rank + step + 1) % size, None", RING),
+    Mutant("the mask of a block is cut like its queries", "runtime/ring.py", "(3, key_ranges)):", "(3, self.query_ranges)):", RING),
+    Mutant("the mask's rows are not cut", "runtime/ring.py", "for dim, ranges in ((2, self.query_ranges), (3, key_ranges)):", "for dim, ranges in ((3, key_ranges),):", RING),
+    Mutant("blocks that overlap the diagonal are seen whole", "runtime/ring.py", "mask = None if last_key <= first_query else", "mask = None if first_key <= first_query else", RING),
+    Mutant("a block after the queries is seen", "runtime/ring.py", "if first_key > last_query:\n            return None", "if False:\n            return None", RING, "the causal mask of such a block hides all of it: slower, and equal"),
+    Mutant("keys held by all are attended by nobody", "runtime/ring.py", "if rank != size - 1:", "if rank >= 0:", RING),
+    Mutant("blocks travel backwards", "runtime/groups.py", "in_sizes[(rank + 1) % size] = flat.shape[0]", "in_sizes[(rank - 1) % size] = flat.shape[0]", ("tests/runtime/test_simulate.py", *RING)),
+    Mutant("the larger share gets the smaller weight", "runtime/attention.py", "torch.sigmoid(lse_b - lse_a)", "torch.sigmoid(lse_a - lse_b)", KERNEL),
+    Mutant("the merged log-sum-exp is the larger one", "runtime/attention.py", "torch.logaddexp(lse_a, lse_b)", "torch.maximum(lse_a, lse_b)", KERNEL),
+    Mutant("nothing merged with nothing is no number", "runtime/attention.py", ".masked_fill(lse_b == -math.inf, 0)", "", KERNEL),
+    Mutant("partial results are merged in half precision", "runtime/attention.py", "return torch.lerp(out_a.to(wide), out_b.to(wide), share_b.unsqueeze(-1))", "return torch.lerp(out_a, out_b.to(out_a.dtype), share_b.unsqueeze(-1).to(out_a.dtype))", KERNEL),
+    Mutant("a query does not see itself", "runtime/attention.py", ".unsqueeze(0) <= _positions(query_ranges", ".unsqueeze(0) < _positions(query_ranges", KERNEL),
+    Mutant("rows that see nothing are left to the kernel", "runtime/attention.py", "return out.masked_fill(blind, 0), lse.masked_fill(blind.squeeze(-1), -math.inf)", "return out, lse", KERNEL),
+    Mutant("selected heads are taken in a row", "runtime/attention.py", "return torch.cat([x.narrow(1, i, 1) for i in index], 1)", "return x.narrow(1, first, len(set(index)))", KERNEL),
+    Mutant("a halo has the neighbour's width on the wrong side", "runtime/halo.py", "first, last = wire.narrow(dim, 0, after),", "first, last = wire.narrow(dim, 0, before),", HALO),
+    Mutant("a halo is one position off", "runtime/halo.py", "wire.narrow(dim, wire.shape[dim] - before, before)", "wire.narrow(dim, max(wire.shape[dim] - before - 1, 0), before)", HALO),
+    Mutant("beyond the ends are ones", "runtime/halo.py", "else wire.new_zeros(with_dim(wire.shape, dim, after))", "else wire.new_ones(with_dim(wire.shape, dim, after))", HALO),
+    Mutant("halves of a complex number are swapped on the wire", "runtime/wire.py", "return torch.view_as_complex(x)", "return torch.view_as_complex(x.flip(-1).contiguous())", ("tests/runtime/test_wire.py",)),
+)  # fmt: skip
+
+GUARD_MUTANTS = (
+    Mutant("values read from the inputs are not compared at a call", "module.py", "if specialisation.program.traced.guard is not None and not specialisation.choose(inputs):", "if False:", REPLAY),
+    Mutant("a program for other values is taken for other lengths", "module.py", "if failed is None and program.fits(tensors):", "if failed is None:", REPLAY),
+    Mutant("what partitioning assumed is not checked", "passes/guards.py", "for guard in (*shape_guards(traced.shape_env), *conditions):", "for guard in shape_guards(traced.shape_env):", SYMBOLIC),
+    Mutant("fixed sizes are not checked", "passes/guards.py", "if sympy.sympify(expected).xreplace(values) != actual:", "if False:", SYMBOLIC),
+    Mutant("programs are never forgotten", "module.py", "> self._max_programs:", "> 10 * self._max_programs:", MODULE),
+    Mutant("a forgotten program can still be called", "module.py", "self._fast.pop(fast_key, None)", "pass", MODULE),
+    Mutant("buffers are not written back", "module.py", "    if traced.mutations:\n            write_back", "    if False:\n            write_back", (*MODULE, "tests/passes/test_trace.py")),
+    Mutant("a program serves autocast and no autocast", "module.py", "self._model.training, autocast, None if", "self._model.training, None if", MODULE),
+)  # fmt: skip
+
+MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS

@@ -1,0 +1,156 @@
+"""Test the tests: plant one mistake after the other and see that the suite notices.
+
+    python -m seqpar.tools.mutate                        all mutants of tools/mutants.py
+    python -m seqpar.tools.mutate cat halo               those with one of these words in their name
+    python -m seqpar.tools.mutate --table docs/mutants.md
+
+Each mutant is planted in a copy of the package, and only the tests that should notice it are run there, until one fails. The same tests are
+first run without a mistake. Exit status 1 if fewer than 95 % of the mutants are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqpar.errors import SeqparError
+from seqpar.tools.mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAVE_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo_output", "__pycache__", "*.egg-info")
+WANTED = 0.95
+FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`noticed_by`: the first failing test; None if all passed."""
+
+    mutant: Mutant
+    noticed_by: str | None
+    seconds: float
+
+    @property
+    def fine(self) -> bool:
+        """Noticed, or explained."""
+        return self.noticed_by is not None or bool(self.mutant.harmless)
+
+
+def plant(mutant: Mutant, package: Path) -> None:
+    """Change the copy of the package at `package`.
+
+    Raises:
+        SeqparError: the text to replace does not occur exactly once.
+    """
+    file = package / mutant.file
+    text = file.read_text()
+    if text.count(mutant.old) != 1:
+        raise SeqparError(f"mutant {mutant.name!r}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}. Adapt tools/mutants.py to the source")
+    file.write_text(text.replace(mutant.old, mutant.new))
+
+
+def copy_package(folder: Path) -> Path:
+    """The package without what is made from it, in `folder`; importable with `folder` on the path."""
+    return Path(shutil.copytree(ROOT, folder / "seqpar", ignore=LEAVE_OUT))
+
+
+def run_tests(package: Path, tests: Iterable[str], timeout: float) -> str | None:
+    """The first test that fails in a copy of the package, or None. Tests that never end fail, too."""
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    present = [test for test in tests if (package / test.partition("::")[0]).exists()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *present]
+    with subprocess.Popen(command, cwd=package, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"no end after {timeout:.0f} s"
+    if process.returncode == 0:
+        return None
+    found = FAILED.search(output)
+    if found is None:
+        raise SeqparError(f"the tests did not run:\n{output[-2000:]}")
+    return found[1]
+
+
+def examine(mutant: Mutant, timeout: float) -> Outcome:
+    """Plant one mutant in a copy of its own and run its tests."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        package = copy_package(Path(folder))
+        plant(mutant, package)
+        noticed_by = run_tests(package, mutant.tests, timeout)
+    return Outcome(mutant, noticed_by, time.monotonic() - started)
+
+
+def check_without_mistakes(mutants: Sequence[Mutant], timeout: float) -> None:
+    """Raise SeqparError if a test fails that no mutant made fail."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        failed = run_tests(copy_package(Path(folder)), tests, timeout * 10)
+    if failed is not None:
+        raise SeqparError(f"{failed} fails without any mistake planted: nothing can be said about the mutants")
+
+
+def noticed(outcomes: Sequence[Outcome]) -> int:
+    return sum(outcome.noticed_by is not None for outcome in outcomes)
+
+
+def line(outcome: Outcome) -> str:
+    state = outcome.noticed_by or ("harmless: " + outcome.mutant.harmless if outcome.mutant.harmless else "SURVIVES")
+    return f"{outcome.seconds:6.1f} s  {outcome.mutant.file:34} {outcome.mutant.name}: {state}"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """A page with one row per mutant."""
+    rows = [
+        "# Planted mistakes",
+        "",
+        f"Made by `make mutants`: {noticed(outcomes)} of {len(outcomes)} mistakes are noticed by the few tests chosen for each. The changes themselves are in",
+        "`tools/mutants.py`. The test named is the first that fails; what survives is explained in its place.",
+        "",
+        "| file | mistake | noticed by |",
+        "|---|---|---|",
+    ]
+    for outcome in outcomes:
+        test = f"`{outcome.noticed_by.removeprefix('tests/')}`" if outcome.noticed_by else None
+        rows.append(f"| `{outcome.mutant.file}` | {outcome.mutant.name} | {test or '**not noticed**: ' + (outcome.mutant.harmless or 'no test looks at it')} |")
+    return "\n".join(rows) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m seqpar.tools.mutate", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants with one of these in their name or file; all if none is given")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants examined at a time")
+    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="tests that take longer count as failed")
+    parser.add_argument("--table", type=Path, help="write a page about all mutants")
+    options = parser.parse_args(arguments)
+    mutants = [m for m in MUTANTS if not options.words or any(word in m.name or word in m.file for word in options.words)]
+    outcomes: list[Outcome] = []
+    try:
+        check_without_mistakes(mutants, options.timeout)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for outcome in pool.map(lambda mutant: examine(mutant, options.timeout), mutants):
+                outcomes.append(outcome)
+                print(line(outcome), flush=True)
+    except SeqparError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{noticed(outcomes)} of {len(outcomes)} noticed, {sum(not outcome.fine for outcome in outcomes)} survive without an explanation")
+    if options.table:
+        options.table.write_text(table(outcomes))
+    return int(noticed(outcomes) < WANTED * len(outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
