@@ -118,15 +118,14 @@ def _collect_written(result: Inference, cut: int) -> None:
 
 
 def _weighs(softmax: Node) -> Node | None:
-    """The product whose left side a softmax becomes, with nothing but one chain of operators between."""
-    node = softmax
+    """The nearest product whose left side a softmax becomes part of, with nothing but values of as many rows between."""
+    rows, reached = shape_of(softmax.meta["val"])[-2:-1], [softmax]
     for _ in range(MAX_STEPS):
-        if len(node.users) != 1:
-            return None
-        user = next(iter(node.users))
-        if user.target in PRODUCTS:
-            return user if user.args[0] is node else None
-        node = user
+        users = [(node, user) for node in reached for user in node.users]
+        for node, user in users:
+            if user.target in PRODUCTS and user.args[0] is node:
+                return user
+        reached = [u for _, u in users if isinstance(u.meta.get("val"), torch.Tensor) and shape_of(u.meta["val"])[-2:-1] == rows]
     return None
 
 

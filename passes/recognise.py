@@ -66,12 +66,11 @@ def recognise_attention(gm: GraphModule) -> GraphModule:
     copies: dict[Node, Node] = {}
     output = graph.graph_copy(gm.graph, copies)
     graph.output(output)
-    for node in list(graph.nodes):
-        product = einsum_product(node)
-        if product is not None:
-            expand_einsum(graph, node, product)
+    products = [(node, product) for node in graph.nodes if (product := einsum_product(node)) is not None]
+    for node, product in products:
+        expand_einsum(graph, node, product)
     changed = [rewrite(graph, node, gm) for node in list(graph.nodes) if node.target in SOFTMAX]
-    if not any(changed):
+    if not products and not any(changed):
         return gm
     graph.eliminate_dead_code()
     graph.lint()
