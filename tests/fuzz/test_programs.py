@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seqpar.partitioner.cost import Machine
 from seqpar.passes.trace import trace
 from seqpar.verification import verify_traced
 
@@ -23,6 +24,8 @@ _spec.loader.exec_module(programs)
 
 EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "80"))
 MESHES = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (4, 1), (1, 4), (3, 2))
+
+MACHINES = (Machine(), Machine(comm_share=0.0, call_share=0.0))  # where moving is free, causal rings are balanced
 
 
 @st.composite
@@ -41,17 +44,17 @@ def cases(draw: st.DrawFn):
         seed=draw(st.integers(0, 20)),
     )
     mesh = draw(st.sampled_from([m for m in MESHES if m[0] <= heads]))
-    return program, mesh
+    return program, mesh, draw(st.sampled_from(MACHINES))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_random_program(case) -> None:
-    program, (ulysses, ring) = case
+    program, (ulysses, ring), machine = case
     model = programs.RandomModel(program).eval()
     inputs = programs.inputs(program)
     with torch.no_grad():
         image, text = model(*inputs)
     assert torch.isfinite(image).all() and torch.isfinite(text).all()
-    report = verify_traced(trace(model, inputs, {}, dynamic=False), ulysses=ulysses, ring=ring)
-    assert report.ok, f"{program} on ulysses {ulysses} x ring {ring}: {report}"
+    report = verify_traced(trace(model, inputs, {}, dynamic=False), ulysses=ulysses, ring=ring, machine=machine)
+    assert report.ok, f"{program} on ulysses {ulysses} x ring {ring}, {machine}: {report}"
