@@ -10,6 +10,7 @@ unequal lengths, which the kernels align differently, or a boolean mask, which s
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -19,7 +20,7 @@ from seqpar.passes.build import Builder
 from seqpar.passes.share import with_graph
 
 aten = torch.ops.aten
-MASKS = {
+MASKS: dict[Any, str | None] = {
     aten._scaled_dot_product_flash_attention.default: None,
     aten._scaled_dot_product_flash_attention_for_cpu.default: "attn_mask",
     aten._scaled_dot_product_efficient_attention.default: "attn_bias",

@@ -4,6 +4,8 @@ Shapes: B batch, H and Hk heads, Sq_r / Sk_r what rank r of the ring holds, D he
 `query_segments` / `key_segments` (see `layout`) describe the global order; entries of tuples are ring ranks.
 """
 
+from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -9,6 +9,8 @@ arXiv:2407.21783) describes for its context parallelism.
 Only this attention works in that order: one exchange brings q, k and v there, another one brings the result back.
 """
 
+from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
+
 from collections.abc import Sequence
 
 import torch

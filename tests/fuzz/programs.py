@@ -69,7 +69,7 @@ def inputs(program: Program) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return image, text, mask, extra
 
 
-def source(program: Program, ulysses: int, ring: int, options: str = "") -> str:
+def source(program: Program, ulysses: int, ring: int, options: str = "", machine: str = "Machine()") -> str:
     """A script that builds the model and verifies it, made of the steps it has and nothing else."""
     methods = _needed(["step_" + name for name, _ in program.steps])
     steps = [f"image, text = self.step_{name}(image, text, text_mask, extra, {i}, {variant})" for i, (name, variant) in enumerate(program.steps)]
@@ -81,7 +81,7 @@ def source(program: Program, ulysses: int, ring: int, options: str = "") -> str:
             "from __future__ import annotations\n",
             "from types import SimpleNamespace\n",
             "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn\n",
-            "from seqpar.passes.options import Options\nfrom seqpar.passes.trace import trace\nfrom seqpar.verification import verify_traced\n\n",
+            "from seqpar.partitioner.cost import Machine\nfrom seqpar.passes.options import Options\nfrom seqpar.passes.trace import trace\nfrom seqpar.verification import verify_traced\n\n",
             "class Model(nn.Module):",
             textwrap.indent(body, "    "),
             "\n",
@@ -89,7 +89,7 @@ def source(program: Program, ulysses: int, ring: int, options: str = "") -> str:
             "",
             f"program = SimpleNamespace({', '.join(f'{key}={value!r}' for key, value in asdict(program).items())})",
             "model = Model(program).eval()",
-            f"report = verify_traced(trace(model, inputs(program), {{}}, dynamic=False), ulysses={ulysses}, ring={ring}, options=Options({options}))",
+            f"report = verify_traced(trace(model, inputs(program), {{}}, dynamic=False), ulysses={ulysses}, ring={ring}, machine={machine}, options=Options({options}))",
             "print(report)",
         ]
     )

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from seqpar.partitioner.cost import Machine
 from seqpar.passes.options import Options
 from seqpar.passes.trace import trace
 from seqpar.verification import verify_traced
@@ -27,6 +28,7 @@ SHARES = 10
 EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "300"))
 SEED = int(os.environ.get("SEQPAR_FUZZ_SEED", "0"))
 MESHES = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (4, 1), (1, 4), (3, 2))
+MACHINES = (Machine(), Machine(comm_share=0.0, call_share=0.0))  # where moving is free, causal rings are balanced
 
 
 @st.composite
@@ -49,18 +51,19 @@ def cases(draw: st.DrawFn):
     )
     mesh = draw(st.sampled_from([m for m in MESHES if m[0] <= heads]))
     left_out = draw(st.sets(st.sampled_from([field.name for field in fields(Options)])))
-    return program, mesh, Options(**dict.fromkeys(sorted(left_out), False))
+    return program, mesh, draw(st.sampled_from(MACHINES)), Options(**dict.fromkeys(sorted(left_out), False))
 
 
-def check(program, ulysses: int, ring: int, options: Options) -> None:
+def check(program, ulysses: int, ring: int, machine: Machine, options: Options) -> None:
     model = programs.RandomModel(program).eval()
     inputs = programs.inputs(program)
     with torch.no_grad():
         image, text = model(*inputs)
     assert torch.isfinite(image).all() and torch.isfinite(text).all()
-    script = programs.source(program, ulysses, ring, ", ".join(f"{name}=False" for name, taken in asdict(options).items() if not taken))
+    left_out = ", ".join(f"{name}=False" for name, taken in asdict(options).items() if not taken)
+    script = programs.source(program, ulysses, ring, left_out, repr(machine))
     try:
-        report = verify_traced(trace(model, inputs, {}, dynamic=False), ulysses=ulysses, ring=ring, options=options)
+        report = verify_traced(trace(model, inputs, {}, dynamic=False), ulysses=ulysses, ring=ring, machine=machine, options=options)
     except Exception as error:
         error.add_note(f"with the model\n{script}")
         raise
@@ -73,8 +76,8 @@ def test_random_program(share) -> None:
     @settings(max_examples=-(-EXAMPLES // SHARES), deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=set(Phase) - {Phase.explain})
     @given(cases())
     def random_program(case) -> None:
-        program, mesh, options = case
-        check(program, *mesh, options)
+        program, mesh, machine, options = case
+        check(program, *mesh, machine, options)
 
     random_program()
 
@@ -83,7 +86,7 @@ def test_random_program(share) -> None:
 def test_every_variant_of_a_step(name) -> None:
     steps = tuple((name, variant) for variant in range(6))
     program = programs.Program(image=12, text=5, extra=12, batch=2, heads=4, kv_heads=2, head_dim=4, steps=(*steps, ("joint", 0)))
-    check(program, 2, 2, Options())
+    check(program, 2, 2, Machine(), Options())
 
 
 def test_the_printed_script_is_the_model(capsys) -> None:

@@ -63,7 +63,7 @@ def test_two_segments_keep_their_order() -> None:
     assert report.ok and report.plan.attention[0].strategy == "ring"
 
 
-@pytest.mark.parametrize(("ulysses", "ring", "length"), [(1, 4, 1024), (1, 4, 1021), (2, 2, 1021), (1, 8, 1021)])
+@pytest.mark.parametrize(("ulysses", "ring", "length"), [(1, 4, 1024), (1, 4, 509), (2, 2, 509)])
 def test_work_is_balanced(ulysses, ring, length) -> None:
     """The busiest rank's attention, against an even share of the triangle."""
     partitioned = partition(traced_model(length), ulysses=ulysses, ring=ring, machine=FREE)
@@ -82,8 +82,7 @@ def test_long_language_model() -> None:
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    for length, strategy in ((16, "ring"), (2048, "ring (zigzag)")):
-        ids = torch.zeros(1, length, dtype=torch.long)
-        plan = partition(trace(model, (), {"input_ids": ids, "use_cache": False, "return_dict": False}, dynamic=False), ring=4).plan
-        assert [a.strategy for a in plan.attention] == [strategy]
+    ids = torch.zeros(1, 2048, dtype=torch.long)
+    plan = partition(trace(model, (), {"input_ids": ids, "use_cache": False, "return_dict": False}, dynamic=False), ring=4).plan
+    assert [a.strategy for a in plan.attention] == ["ring (zigzag)"]
     assert max(plan.flops_per_rank) <= 1.01 * plan.flops_total / 4

@@ -1,9 +1,11 @@
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from seqpar.errors import UnsupportedError
 from seqpar.runtime.layout import parts_of, shard
+from seqpar.runtime.mesh import build_mesh
 from seqpar.runtime.simulate import SimulatedWorld
 from seqpar.runtime.zigzag import arriving, chunk_lengths, dealt, held, visible_pairs, wanted, zigzag_attention
 
@@ -80,3 +82,20 @@ def test_backward_is_refused_where_it_would_be_wrong():
 
     with pytest.raises(UnsupportedError, match="no_grad"):
         SimulatedWorld(1, 2).run([f, f])
+
+
+def real_error(length, compiled):
+    group = build_mesh(1, 4).groups["ring"]
+    parts, rank = parts_of(length, 4), dist.get_rank()
+    q, k, v = make(length, key_heads=2)
+    run = torch.compile(zigzag_attention, fullgraph=True, backend="aot_eager") if compiled else zigzag_attention
+    with torch.no_grad():
+        out = run(*(shard(x, 2, (parts,), rank=rank) for x in (q, k, v)), parts=parts, enable_gqa=True, group=group)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    part = shard(expected, 2, (parts,), rank=rank)
+    return ((out - part).norm() / part.norm()).item()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_real_ranks(ranks, compiled):
+    assert max(ranks.run(real_error, 29, compiled)) <= 1e-5
