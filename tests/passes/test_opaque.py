@@ -193,6 +193,29 @@ def test_a_module_with_effects_beside_its_result_is_refused(where, words):
         traced_model(Counting, where=where)
 
 
+class Noting(Experts):
+    """Notes the same shape in each call, and works in the precision around it."""
+
+    def forward(self, x):
+        self.shape = (x.shape, x.dtype)
+        return self.experts[int(self.gate(x).mean() > 0)](x)
+
+
+class Autocast(Model):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = super().forward(x)
+        return y
+
+
+def test_autocast_around_the_module_and_attributes_that_stay_equal():
+    model = randomise(Autocast(Noting)).eval()
+    traced = trace(model, (x_of(),), {}, dynamic=False)
+    assert [call.autocast for call in traced.opaque] == [(True, torch.bfloat16)]
+    with torch.no_grad():
+        assert torch.equal(outputs(traced, x_of(seed=1)), model(x_of(seed=1)))
+
+
 class Told(nn.Module):
     """The routing module reads what its parent left on it."""
 
