@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqpar.passes.warm import remember
 
-SIMPLE = (bool, int, float, complex, str, bytes, type(None))
+SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class StateWatch:
@@ -44,7 +44,14 @@ def entries(container: Any) -> Iterator[tuple[str, Any]]:
 
 
 def same(old: Any, new: Any) -> bool:
-    return old is new or (type(old) is type(new) and isinstance(old, SIMPLE) and old == new)
+    """The same object, or equal plain values (in tuples too, such as a shape noted anew in each call)."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, tuple):
+        return len(old) == len(new) and all(map(same, old, new))
+    return isinstance(old, SIMPLE) and old == new
 
 
 def version(value: Tensor) -> int:

@@ -48,9 +48,9 @@ class Recording:
 class Unfit(Exception):
     """A module cannot be a leaf; the one around it may."""
 
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"{name} {why}")
-        self.name, self.why = name, why
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 # ---- recording -----------------------------------------------------------------------------------
@@ -64,6 +64,7 @@ class OpaqueRecorder:
         self.kinds = {name: type(model.get_submodule(name)).__qualname__ for name in chosen}
         self.states = {name: StateWatch(model.get_submodule(name)) for name in chosen}
         self.calls: list[OpaqueCall] = []
+        self.unfit: dict[str, str] = {}
 
     def __call__(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.reader.idle:  # inside another one
@@ -71,12 +72,15 @@ class OpaqueRecorder:
         self.reader.idle = True
         try:
             return self.record(name, forward, args, kwargs)
+        except Unfit as unfit:  # go on, to find all of them in one run
+            self.unfit[name] = unfit.why
+            return forward(*args, **kwargs)
         finally:
             self.reader.idle = False
 
     def record(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, in_spec = pytree.tree_flatten((args, kwargs))
-        self.check(name, [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))], "takes")
+        check([leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))], "takes")
         if (changed := self.states[name].changed()) is not None:
             raise self.refuse(name, f"the model changes {changed} of it during the call")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -87,9 +91,9 @@ class OpaqueRecorder:
         if why is not None:
             raise self.refuse(name, why)
         found, out_spec = pytree.tree_flatten(returned)
-        self.check(name, [leaf for leaf in found if leaf is not None and not isinstance(leaf, Tensor)], "returns")
+        check([leaf for leaf in found if leaf is not None and not isinstance(leaf, Tensor)], "returns")
         if not steady(forward, leaves, in_spec, found):
-            raise Unfit(name, "returns other shapes for other contents of its inputs")
+            raise Unfit("returns other shapes for other contents of its inputs")
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
         self.calls.append(
             OpaqueCall(
@@ -100,12 +104,13 @@ class OpaqueRecorder:
         )
         return returned
 
-    def check(self, name: str, others: Sequence[Any], verb: str) -> None:
-        if others:
-            raise Unfit(name, f"{verb} a {type(others[0]).__name__}, not only tensors")
-
     def refuse(self, name: str, why: str) -> ActivationRead:
         return refusal(self.chosen[name].record, f"{self.chosen[name].why}; and {name} ({self.kinds[name]}) cannot run as it is inside a program: {why}")
+
+
+def check(others: Sequence[Any], verb: str) -> None:
+    if others:
+        raise Unfit(f"{verb} a {type(others[0]).__name__}, not only tensors")
 
 
 def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, returned: Sequence[Any]) -> bool:
@@ -119,17 +124,17 @@ def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, return
     return [leaf.shape for leaf in again if isinstance(leaf, Tensor)] == [leaf.shape for leaf in returned if isinstance(leaf, Tensor)]
 
 
-def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Unguarded]) -> tuple[Exception | None, Recording]:
+def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Unguarded]) -> tuple[Exception | None, Recording, dict[str, str]]:
     """Run the example with the chosen modules (name -> a read in it) as leaves; the model is left as it was.
 
-    Returns the exception the run failed with, if any, which may be an `Unfit`.
+    Returns the exception the run failed with, if any, what was recorded, and which modules cannot be leaves (name -> why).
     """
     reader = Recorder(model)
     handler: list[OpaqueRecorder] = []
     with restored(model), forwards(model, chosen, lambda *given: handler[0](*given)):
         handler.append(OpaqueRecorder(model, chosen, reader))  # sees the modules as they are during the run
         failure = warm_up(model, *example(call), watch=reader)
-    return failure, Recording(tuple(reader.records), tuple(handler[0].calls))
+    return failure, Recording(tuple(reader.records), tuple(handler[0].calls)), handler[0].unfit
 
 
 @contextmanager
@@ -177,10 +182,11 @@ class Choice:
         for read in refused.reads:
             self.choose(read)
 
-    def drop(self, unfit: Unfit) -> None:
-        """Choose the module around one that is unfit."""
-        self.unfit[unfit.name] = unfit.why
-        self.choose(self.chosen.pop(unfit.name))
+    def drop(self, unfit: Mapping[str, str]) -> None:
+        """Choose the modules around those that are unfit (name -> why)."""
+        self.unfit.update(unfit)
+        for read in [self.chosen.pop(name) for name in unfit]:
+            self.choose(read)
 
     def choose(self, read: Unguarded) -> None:
         modules = read.record.modules

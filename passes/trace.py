@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, Unfit, emit_opaque, is_opaque, opaque_calls, record_opaque
+from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
@@ -179,12 +179,12 @@ def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refus
     if dynamic:
         raise TraceError(f"dynamic=True, but {', '.join(choice.chosen)} must run as it is, with fixed sizes ({refused.reads[0].record.where}). Use dynamic=None: one program per input shape")
     for _ in range(MAX_CHOICES):
-        failure, recording = record_opaque(model, call, choice.chosen)
-        if isinstance(failure, Unfit):
-            choice.drop(failure)
-            continue
+        failure, recording, unfit = record_opaque(model, call, choice.chosen)
         if isinstance(failure, TraceError):
             raise failure
+        if unfit:
+            choice.drop(unfit)
+            continue
         try:
             return trace_sizes(model, call, False, recording, failure)
         except ActivationRead as again:

@@ -118,6 +118,8 @@ CASES: tuple[Case, ...] = (
     *interfaces("MistralForCausalLM", padded_words, config="MistralConfig", sliding_window=6, head_dim=8, **DECODER),
     *interfaces("Gemma3ForCausalLM", padded_words, config="Gemma3TextConfig", **GEMMA),
     transformers_case("Gemma3ForCausalLM@loss", with_loss, config="Gemma3TextConfig", **GEMMA),
+    transformers_case("MixtralForCausalLM", padded_words, config="MixtralConfig", num_local_experts=3, num_experts_per_tok=2, head_dim=8, **DECODER),
+    transformers_case("Qwen3MoeForCausalLM", padded_words, config="Qwen3MoeConfig", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8, **DECODER),
     transformers_case("T5EncoderModel", encoder_words, config="T5Config", **t5()),
     transformers_case("UMT5EncoderModel", encoder_words, config="UMT5Config", **t5()),
     transformers_case("CLIPTextModel", clip_words, config="CLIPTextConfig", vocab_size=50, eos_token_id=49, max_position_embeddings=1024, **SIZE),
