@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from seqpar.partitioner.cost import Machine, Prices, nbytes, node_work, prices
+from seqpar.partitioner.cost import Machine, Prices, is_contraction, nbytes, node_work, prices
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem, Labels, heaviest_factor
 from seqpar.partitioner.op import outputs_of, shape_of
@@ -84,9 +84,20 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
         over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
         # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
         moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
-    for product in inference.written.values():
-        moved += 2 * nbytes(product.args[1].meta["val"], sizes) * (1 - 1 / (u * r))  # type: ignore[union-attr]
+    moved += sum(_mixed_bytes(n, rel, inference) for n, rel in inference.relations.items()) * (1 - 1 / degrees.ranks)
     return prices(machine, work, moved, len(attentions) + len(inference.written), degrees.ranks)
+
+
+def _mixed_bytes(node: Node, relation: Relation, inference: Inference) -> int:
+    """What dividing a product of two values over the sequence (scores, pairs of positions) has to move: the smaller one, to every rank."""
+    if relation.attention is not None or not is_contraction(node.target):
+        return 0
+    held = [
+        nbytes(n.meta["val"], inference.table.sizes)
+        for n, axes in zip(relation.operands, relation.operand_axes, strict=True)
+        if n in inference.input_dependent and any(inference.table.roots(a) & inference.sequences.keys() for a in axes)
+    ]
+    return min(held) if len(held) > 1 else 0
 
 
 def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> str | None:

@@ -142,7 +142,7 @@ def _mean(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return aten.sum.dim_IntList, (bound["self"], bound["dim"], bound["keepdim"]), {"dtype": wide}
 
 
-MOMENTS = {
+MOMENTS: dict[Any, Callable[..., Any]] = {
     aten.var.correction: variance, aten.var.dim: variance, aten.std.correction: deviation, aten.std.dim: deviation,
     aten.var_mean.correction: variance_and_mean, aten.std_mean.correction: deviation_and_mean,
 }  # fmt: skip

@@ -1,14 +1,12 @@
 """Statistics over positions that are divided over the ranks: partial sums, an all-reduce, and the whole result on every rank."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from seqpar.runtime.groups import Group, all_reduce
 
 
-def variance_and_mean(x: Tensor, dims: Sequence[int], correction: float, keepdim: bool, count: int, *, group: Group) -> tuple[Tensor, Tensor]:
+def variance_and_mean(x: Tensor, dims: list[int], correction: float, keepdim: bool, count: int, *, group: Group) -> tuple[Tensor, Tensor]:
     """Variance and mean over `dims` of all ranks' x, `count` positions in all, in x's dtype; like `torch.var_mean` of the whole.
 
     x: local part, floating point; it may be empty. Taken around the common mean, so that nothing cancels; half precision is
@@ -22,23 +20,23 @@ def variance_and_mean(x: Tensor, dims: Sequence[int], correction: float, keepdim
     return (squares / max(count - correction, 0)).to(x.dtype), mean.to(x.dtype)
 
 
-def variance(x: Tensor, dims: Sequence[int], correction: float, keepdim: bool, count: int, *, group: Group) -> Tensor:
+def variance(x: Tensor, dims: list[int], correction: float, keepdim: bool, count: int, *, group: Group) -> Tensor:
     """The first result of `variance_and_mean`."""
     return variance_and_mean(x, dims, correction, keepdim, count, group=group)[0]
 
 
-def deviation(x: Tensor, dims: Sequence[int], correction: float, keepdim: bool, count: int, *, group: Group) -> Tensor:
+def deviation(x: Tensor, dims: list[int], correction: float, keepdim: bool, count: int, *, group: Group) -> Tensor:
     """Its square root."""
     return variance(x, dims, correction, keepdim, count, group=group).sqrt()
 
 
-def deviation_and_mean(x: Tensor, dims: Sequence[int], correction: float, keepdim: bool, count: int, *, group: Group) -> tuple[Tensor, Tensor]:
+def deviation_and_mean(x: Tensor, dims: list[int], correction: float, keepdim: bool, count: int, *, group: Group) -> tuple[Tensor, Tensor]:
     """Standard deviation and mean."""
     squared, mean = variance_and_mean(x, dims, correction, keepdim, count, group=group)
     return squared.sqrt(), mean
 
 
-def euclidean_norm(x: Tensor, dims: Sequence[int], keepdim: bool, *, group: Group) -> Tensor:
+def euclidean_norm(x: Tensor, dims: list[int], keepdim: bool, *, group: Group) -> Tensor:
     """Root of the sum of squares over `dims` of all ranks' x (floating point, may be empty), in x's dtype. One all-reduce."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return all_reduce(wide.square().sum(dims, keepdim=keepdim), "sum", group).sqrt().to(x.dtype)

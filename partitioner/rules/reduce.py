@@ -76,7 +76,7 @@ def moments(op: Op) -> None:
 @rule(aten.linalg_vector_norm.default)
 def vector_norm(op: Op) -> None:
     """A root of summed squares; any other order needs the dims whole."""
-    if op.args["ord"] != 2 or op.args["dtype"] is not None or _is_complex(op):
+    if op.args["ord"] != 2 or op.args["dim"] == [] or op.args["dtype"] is not None or _is_complex(op):
         whole_reduction(op)
         return
     reduction(op, "within")

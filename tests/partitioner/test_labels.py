@@ -123,6 +123,26 @@ def test_a_reduction_over_a_flattened_grid_is_a_partial_result(cut):
     assert [dim for n, dim, _ in view.labels.sharded if n is state] == [REDUCED]
 
 
+def test_products_of_pairs_count_as_what_must_move():
+    """Pairs that meet in a product have to be gathered once, however dear: that must not make every narrow layer before it whole."""
+
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(8, 12)
+            self.rounds = nn.ModuleList(nn.ModuleList([nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(8, 12)]) for _ in range(3))
+
+        def forward(self, x):
+            x = attend(x, x)
+            pairs = self.first(x[:, :, None] * x[:, None])
+            for a, b, c in self.rounds:
+                pairs = pairs + c((a(pairs).permute(0, 3, 1, 2) @ b(pairs).permute(0, 3, 2, 1)).permute(0, 2, 3, 1))
+            return pairs.mean(2)
+
+    graph, view = solved(Pairs(), (1, 48, 8), ulysses=2)
+    assert all("48/2" in layout for layout in linears(graph, view))
+
+
 def test_empty_parts_do_not_hide_a_sequence():
     """What is cut off behind the last position, and joined again, leaves the attention's rows those of its input."""
 
