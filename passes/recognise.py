@@ -3,7 +3,7 @@
 Before: %s = aten.matmul(%q, %k_t); %m = aten.mul(%s, 0.25); %a = aten.add(%m, %mask); %p = aten.softmax(%a, -1); %o = aten.matmul(%p, %v)
 After:  %k = aten.transpose(%k_t, -2, -1); %o = aten.scaled_dot_product_attention(%q, %k, %v, %mask, 0.0, False, scale=0.25)
 
-Between the two products casts, clones, constant factors, added masks and masked fills are understood, as are `bmm` and `baddbmm`.
+Between the two products casts, clones, constant factors, added masks and fills with minus infinity are understood, as are `bmm` and `baddbmm`.
 Anything else leaves the nodes as they are: correct, with whole keys.
 """
 
@@ -136,8 +136,10 @@ def _scores(node: Node) -> Written | None:
         if kind == "scale":
             scale *= number
         elif kind != "cast":
-            if scale != 1.0 and kind == "fill":
-                pass  # a fill replaces scores: what multiplied them before does not matter
+            if kind == "fill":
+                # An added mask can hide a score, not replace it by a number: a row of such numbers only is seen evenly.
+                if number * scale != -math.inf:
+                    return None
             elif scale != 1.0:
                 return None  # a mask added before a factor would have to be scaled as well
             masks.append((kind, other, number))

@@ -76,7 +76,17 @@ def softmax_over_heads(q, k, v, mask):
     return (q @ k.transpose(-1, -2)).softmax(1) @ v
 
 
-@pytest.mark.parametrize("attend", [probabilities_kept, softmax_over_heads])
+def filled_with_a_low_number(q, k, v, mask):
+    """A row in which all is hidden is seen evenly."""
+    scores = (q @ k.mT).masked_fill(~(mask & (mask.sum(1, keepdim=True) == mask.shape[1]))[:, None, None, :], -1e5) * DIM**-0.5
+    return scores.softmax(-1) @ v
+
+
+def filled_with_a_small_number(q, k, v, mask):
+    return (q @ k.mT).masked_fill(~mask[:, None, None, :], -5.0).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("attend", [probabilities_kept, softmax_over_heads, filled_with_a_low_number, filled_with_a_small_number])
 def test_left_alone_and_right(attend) -> None:
     """No attention in the sense of the pass: still the same result."""
     torch.manual_seed(0)
