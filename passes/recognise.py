@@ -176,6 +176,8 @@ def _scores(node: Node, gm: GraphModule) -> Written | None:
         if kind == "scale":
             scale *= number
         elif kind != "cast":
+            if kind != "add" and number * scale > ABSORBS:
+                return None  # an added mask can hide a score, not replace it by a number: a row of such numbers only is seen evenly
             masks.append(Mask(kind, other, number, _lead(node), scale))
         node = inner
 

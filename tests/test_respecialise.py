@@ -114,15 +114,15 @@ def alive():
 @pytest.mark.parametrize("dynamic", [None, False])
 def test_forgotten_programs_leave_nothing_behind(dynamic):
     model = randomise(Joint()).eval()
-    fast = compiled(model, dynamic, 2)
+    fast = compiled(model, dynamic, 1)
     seen, counts = [], []
     for seed in range(3):
-        for signature in ((1, 8, 5, 0), (1, 9, 5, 2), (2, 8, 1, 0)):
+        for signature in ((1, 8, 5, 0), (2, 8, 5, 2)):
             check(fast, model, signature, seed)
             seen.append(weakref.ref(fast.graph_module))
         counts.append(alive())
     assert counts[1] == counts[2], "nothing grows from round to round"
-    assert len({ref() for ref in seen} - {None}) <= 2
+    assert len({ref() for ref in seen} - {None}) == 1
     del fast
     gc.collect()
     assert all(ref() is None for ref in seen)

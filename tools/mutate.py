@@ -29,6 +29,7 @@ from seqpar.tools.mutants import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[1]
 LEAVE_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo_output", "__pycache__", "*.egg-info")
 WANTED = 0.95
+RULES = "check_rules "  # operators whose rules are checked by that tool
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -66,21 +67,31 @@ def copy_package(folder: Path) -> Path:
 
 def run_tests(package: Path, tests: Iterable[str], timeout: float) -> str | None:
     """The first test that fails in a copy of the package, or None. Tests that never end fail, too."""
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    present = [test for test in tests if (package / test.partition("::")[0]).exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *present]
-    with subprocess.Popen(command, cwd=package, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return f"no end after {timeout:.0f} s"
-    if process.returncode == 0:
+    tests = list(tests)
+    for rules in (test for test in tests if test.startswith(RULES)):
+        done = run(package, ["-m", "seqpar.tools.check_rules", "--samples", "1", *rules.removeprefix(RULES).split()], timeout)
+        if done is None or done[0] != 0:
+            return rules
+    files = [test for test in tests if not test.startswith(RULES)]
+    done = run(package, ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--show-capture=no", *files], timeout) if files else (0, "")
+    if done is None:
+        return f"no end after {timeout:.0f} s"
+    if done[0] == 0:
         return None
-    found = FAILED.search(output)
+    found = FAILED.search(done[1])
     if found is None:
-        raise SeqparError(f"the tests did not run:\n{output[-2000:]}")
+        raise SeqparError(f"the tests did not run:\n{done[1][-2000:]}")
     return found[1]
+
+
+def run(package: Path, arguments: Sequence[str], timeout: float) -> tuple[int, str] | None:
+    """(exit status, output) of a Python process that imports the copy; None after `timeout`."""
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run([sys.executable, *arguments], cwd=package, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.returncode, done.stdout + done.stderr
 
 
 def examine(mutant: Mutant, timeout: float) -> Outcome:
@@ -97,7 +108,8 @@ def check_without_mistakes(mutants: Sequence[Mutant], timeout: float) -> None:
     """Raise SeqparError if a test fails that no mutant made fail."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        failed = run_tests(copy_package(Path(folder)), tests, timeout * 10)
+        package = copy_package(Path(folder))
+        failed = next((found for test in tests if (found := run_tests(package, [test], timeout * 10))), None)
     if failed is not None:
         raise SeqparError(f"{failed} fails without any mistake planted: nothing can be said about the mutants")
 

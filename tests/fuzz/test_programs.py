@@ -59,7 +59,7 @@ def check(program, ulysses: int, ring: int, machine: Machine, options: Options) 
     inputs = programs.inputs(program)
     with torch.no_grad():
         image, text = model(*inputs)
-    assert torch.isfinite(image).all() and torch.isfinite(text).all()
+    assert all(a.isfinite().all() and a.dtype == b.dtype and a.shape == b.shape for a, b in zip((image, text), inputs, strict=False))
     left_out = ", ".join(f"{name}=False" for name, taken in asdict(options).items() if not taken)
     script = programs.source(program, ulysses, ring, left_out, repr(machine))
     try:
@@ -82,11 +82,17 @@ def test_random_program(share) -> None:
     random_program()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", programs.STEPS)
-def test_every_variant_of_a_step(name) -> None:
+def test_every_variant_of_a_step(name, dtype) -> None:
+    """Right on a mesh in float32; models in bfloat16 keep their dtype."""
     steps = tuple((name, variant) for variant in range(6))
-    program = programs.Program(image=12, text=5, extra=12, batch=2, heads=4, kv_heads=2, head_dim=4, steps=(*steps, ("joint", 0)))
-    check(program, 2, 2, Machine(), Options())
+    program = programs.Program(image=12, text=5, extra=12, batch=2, heads=4, kv_heads=2, head_dim=4, steps=(*steps, ("joint", 0)), dtype=dtype)
+    if dtype == "float32":
+        check(program, 2, 2, Machine(), Options())
+    else:
+        with torch.no_grad():
+            assert all(out.dtype == torch.bfloat16 for out in programs.RandomModel(program)(*programs.inputs(program)))
 
 
 def test_the_printed_script_is_the_model(capsys) -> None:

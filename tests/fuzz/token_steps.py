@@ -23,7 +23,7 @@ class TokenSteps(nn.Module):
         return self.norm(image) * (1 + torch.cat([gate, shift], -1)) + image, text
 
     def step_rope(self, image, text, text_mask, extra, i, variant):
-        x = torch.cat([text, image], dim=1)
+        x = torch.cat([text, image], dim=1).float()
         ids = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
         angle = torch.outer(ids, 1.0 / 100 ** (torch.arange(x.shape[-1] // 2) / x.shape[-1]))
         if variant % 2:
@@ -32,6 +32,7 @@ class TokenSteps(nn.Module):
         else:
             a, b = x.chunk(2, dim=-1)
             x = torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], dim=-1)
+        x = x.to(image.dtype)
         return x[:, text.shape[1] :], x[:, : text.shape[1]]
 
     def step_table(self, image, text, text_mask, extra, i, variant):
@@ -67,7 +68,7 @@ class TokenSteps(nn.Module):
     def step_grid(self, image, text, text_mask, extra, i, variant):
         rows, columns = self.rows_and_columns(image.shape[1])
         grid = image.unflatten(1, (rows, columns))
-        return (grid * (1 + torch.arange(rows, device=image.device)[None, :, None, None] / rows)).flatten(1, 2), text
+        return (grid * (1 + torch.arange(rows, device=image.device, dtype=image.dtype)[None, :, None, None] / rows)).flatten(1, 2), text
 
     def step_scan(self, image, text, text_mask, extra, i, variant):
         return image + image.cumsum(dim=1) / image.shape[1], text

@@ -124,13 +124,23 @@ def filled_with_a_number_that_matters(q, k, v, mask):
     return (q @ k.mT).masked_fill(~visible, -1e4).softmax(-1) @ v
 
 
+def filled_before_scaling(q, k, v, mask):
+    """A row in which all is hidden is seen evenly."""
+    scores = (q @ k.mT).masked_fill(~(mask & (mask.sum(1, keepdim=True) == mask.shape[1]))[:, None, None, :], -1e5) * DIM**-0.5
+    return scores.softmax(-1) @ v
+
+
+def filled_with_a_small_number(q, k, v, mask):
+    return (q @ k.mT).masked_fill(~mask[:, None, None, :], -5.0).softmax(-1) @ v
+
+
 def with_a_sink(q, k, v, mask):
     scores = q @ k.mT * DIM**-0.5
     sink = torch.zeros(1, HEADS, 1, 1).expand(q.shape[0], -1, q.shape[2], -1)
     return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
-@pytest.mark.parametrize("attend", [probabilities_kept, capped, filled_with_a_number_that_matters, with_a_sink])
+@pytest.mark.parametrize("attend", [probabilities_kept, capped, filled_with_a_number_that_matters, filled_before_scaling, filled_with_a_small_number, with_a_sink])
 def test_a_form_of_its_own_is_divided_by_rows(attend) -> None:
     """No scaled dot product: rows are divided, keys and values whole."""
     torch.manual_seed(0)
