@@ -16,7 +16,7 @@ from torch.fx import Node
 from seqpar.compat import symbol_hints
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine, is_contraction, node_work
-from seqpar.partitioner.infer import Inference, infer
+from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
@@ -60,7 +60,9 @@ class Partitioned:
         if self.traced.shape_env is None:
             return []
         table, ranks = self.inference.table, self.solution.degrees.ranks
-        sequences = self.inference.sequences.keys()
+        cut = {a for _, _, a in self.solution.labels.sharded}
+        # A sequence that no attention knows and that stays whole may have any length.
+        sequences = [a for a, weight in self.inference.sequences.items() if weight != BESIDE or a in cut]
         relations = [c for c, about in table.sizes.conditions() if any(a in sequences for b in about for a in table.expand((b,)))]
         for atom in sequences:
             length = table.length(atom)
