@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVE_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo_output", "__pycache__", "*.egg-info")
 WANTED = 0.95
 RULES = "check_rules "  # operators whose rules are checked by that tool
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
