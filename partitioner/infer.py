@@ -187,7 +187,7 @@ def _add_sequences_beside(result: Inference) -> None:
         if node not in result.input_dependent or work.get(node, 0) < least or axes & result.sequences.keys():
             continue
         inputs = [i for i, n in enumerate(relation.operands) if n in result.input_dependent]
-        dims = {d for (i, _), outs in relation.flows.items() if i in inputs for d in outs} - relation.whole - relation.halo.keys()
+        dims = {d for (i, _), outs in relation.flows.items() if i in inputs for d in outs} - relation.whole
         factors = [f for d in sorted(dims) for f in table.expand_axis(relation.out_axes[0][d])]
         if factors:
             longest = max(factors, key=lambda f: sizes.hint(table.factor_length(f)))

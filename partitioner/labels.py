@@ -14,14 +14,13 @@ With the strategy of every attention fixed these are all the prices there are, s
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import sympy
 from torch.fx import Node
 
-from seqpar.partitioner.atoms import Axis
+from seqpar.partitioner.candidates import heaviest_factor, key_side, origin
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.mincut import CutProblem
@@ -29,6 +28,7 @@ from seqpar.partitioner.op import as_length, outputs_of
 from seqpar.partitioner.relation import Relation
 
 INF = math.inf
+POOLING = 2  # all-reduces of a mean and of the squares around it
 REDUCED = -1  # stands for the dim of a vertex that is a reduction over an atom
 HIDDEN = 1e-3  # price of a byte that travels behind computation
 QUERY, KEYS = -2, -3  # operands of an attention whose heads or blocks are exchanged
@@ -58,40 +58,6 @@ class Labels:
     sharded: set[Key] = field(default_factory=set)
     exchanged: set[Node] = field(default_factory=set)
     cost: float = 0.0
-
-
-def origin(node: Node) -> Node:
-    """The node whose outputs `node` is: itself, or the multi-output call behind a getitem."""
-    while node.op == "call_function" and node.target is operator.getitem:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
-def key_side(inference: Inference, local: Set[Node]) -> set[Node]:
-    """Values that serve nothing but the keys and values of these attentions: a side input, computed whole on every rank."""
-    found: set[Node] = set()
-    for node in reversed(inference.axes):
-        if node.op == "call_function" and node.users and all(user in found or _reads_as_key(inference, user, node, local) for user in node.users):
-            found.add(node)
-    return found
-
-
-def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]) -> bool:
-    if user not in local:
-        return False
-    relation = inference.relations[user]
-    spec = relation.attention
-    return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
-
-
-def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozenset()) -> list[int]:
-    """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal.
-
-    That with an atom of `prefer`, else the heaviest.
-    """
-    factors = inference.table.expand_axis(axis)
-    found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-    return max(found, key=lambda atoms: max(((a in prefer, inference.sequences[a]) for a in atoms), default=(False, -math.inf)), default=[])
 
 
 class LabelProblem:
@@ -189,7 +155,7 @@ class LabelProblem:
             if node in self.exchanged:
                 self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
             elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
-                price = self._halo_price(node, relation, dim)
+                price = self._call_price(node, relation, dim)
                 self._vertex((node, dim, atom), yes=work * share * self.busiest(atom) + price, no=work * share)
                 covered += share
         self.base += work * (1 - covered) if node not in self.exchanged else 0.0
@@ -206,10 +172,15 @@ class LabelProblem:
         return found - unclear
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
-        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours at fixed places."""
+        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours at fixed places.
+
+        Statistics count every position once: nothing beside the atom may be whole on every rank.
+        """
+        axis = self.table.expand_axis(relation.out_axes[0][dim])
+        if dim in relation.pooled:
+            return (atom,) in axis
         if dim not in relation.halo:
             return True
-        axis = self.table.expand_axis(relation.out_axes[0][dim])
         needed = max(relation.halo[dim]) * self.degrees.ranks
         length = self.table.length(atom)
         if axis != ((atom,),) or self.sizes.hint(length) < needed:
@@ -218,7 +189,9 @@ class LabelProblem:
             self.sizes.assume(sympy.Ge(length, needed), (atom,))
         return True
 
-    def _halo_price(self, node: Node, relation: Relation, dim: int) -> float:
+    def _call_price(self, node: Node, relation: Relation, dim: int) -> float:
+        if dim in relation.pooled:
+            return POOLING * self.prices.call
         if dim not in relation.halo:
             return 0.0
         value = relation.operands[0].meta["val"]

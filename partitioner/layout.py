@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from seqpar.partitioner.atoms import Axis, Factor
+from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import KEYS, QUERY, REDUCED, Labels, origin
+from seqpar.partitioner.labels import KEYS, QUERY, REDUCED, Labels
 from seqpar.partitioner.lengths import Length, part, product, total
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution

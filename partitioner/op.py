@@ -85,6 +85,7 @@ class Op:
         self.free: set[int] = set()
         self.whole: set[int] = set()
         self.halo: dict[int, tuple[int, int]] = {}
+        self.pooled: set[int] = set()
         self.rewrite: Rewrite | None = None
         self.reason = ""
         self.attention: Any = None
@@ -184,6 +185,7 @@ class Op:
             free=frozenset(self.free),
             whole=frozenset(self.whole | self._blocked),
             halo=dict(self.halo),
+            pooled=frozenset(self.pooled),
             rewrite=self.rewrite,
             reason=self.reason,
             attention=self.attention,

@@ -50,6 +50,7 @@ class Relation:
     free: frozenset[int] = frozenset()  # operands read for their dtype or device only
     whole: frozenset[int] = frozenset()  # output dims that can only be produced whole
     halo: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # output dim -> neighbouring positions read before and after
+    pooled: frozenset[int] = frozenset()  # output dims that also share statistics, which the emitted call reduces over the ranks
     rewrite: Rewrite | None = None
     reason: str = ""  # why dims must be whole, for `explain`
     attention: Any = None  # AttentionSpec of an attention node

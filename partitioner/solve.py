@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import Machine, Prices, is_contraction, nbytes, node_work, prices
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import Degrees, LabelProblem, Labels, heaviest_factor
+from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
 from seqpar.partitioner.op import outputs_of, shape_of
 from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from seqpar.partitioner.labels import origin
+from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.opaque import run_opaque

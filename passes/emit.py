@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from seqpar.compat import unbacked_symbols
-from seqpar.partitioner.labels import origin
+from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
 from seqpar.partitioner.op import as_length, shape_of

@@ -14,7 +14,7 @@ from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.op import bind_arguments, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.halo import halo
-from seqpar.runtime.statistics import deviation, deviation_and_mean, euclidean_norm, variance, variance_and_mean
+from seqpar.runtime.statistics import deviation, deviation_and_mean, euclidean_norm, group_norm, variance, variance_and_mean
 from seqpar.runtime.strided import as_complex
 
 if TYPE_CHECKING:
@@ -197,6 +197,16 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
 
 
+def _group_norm(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """Over divided positions: the ranks' statistics together."""
+    layout = emitter.view.produced(node)
+    if not any(layout[dim] for dim in relation.pooled):
+        return node.target, node.args, dict(node.kwargs)
+    bound = bind_arguments(node)
+    count = emitter.sizes.emit(product(shape_of(bound["input"].meta["val"])[2:]))
+    return group_norm, (bound["input"], bound["num_groups"], bound["weight"], bound["bias"], bound["eps"], count), {"group": "sp"}
+
+
 KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "sizes": _sizes,
     "view": _view,
@@ -209,4 +219,5 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "euclidean_norm": _euclidean_norm,
     "repeat_interleave": _repeat_interleave,
     "halo": _halo,
+    "group_norm": _group_norm,
 }

@@ -36,7 +36,7 @@ from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
 
-CLEARLY = 0.97  # parts of whole rows are less even than parts cut anywhere
+CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 
 
 class Partitioned:

@@ -40,3 +40,13 @@ def euclidean_norm(x: Tensor, dims: list[int], keepdim: bool, *, group: Group) -
     """Root of the sum of squares over `dims` of all ranks' x (floating point, may be empty), in x's dtype. One all-reduce."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return all_reduce(wide.square().sum(dims, keepdim=keepdim), "sum", group).sqrt().to(x.dtype)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, count: int, *, group: Group) -> Tensor:
+    """`F.group_norm` of x [B, C, *positions_r], whose positions are divided over the ranks, `count` in all."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    squared, mean = variance_and_mean(wide, list(range(2, wide.ndim)), 0, True, count * wide.shape[2], group=group)
+    y = ((wide - mean) * torch.rsqrt(squared + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(shape)
+    return (y if bias is None else y + bias.reshape(shape)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Normalisations: the normalised dims are whole, the others keep their place."""
+"""Normalisations: the others keep their place; normalised dims are whole, but for the positions of a group norm, whose statistics can be shared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
+from seqpar.partitioner.relation import Rewrite
 
 aten = torch.ops.aten
 
@@ -23,7 +24,18 @@ def native_layer_norm(op: Op) -> None:
     last_dims(op)
 
 
-@rule(aten.group_norm.default, aten.instance_norm.default)
+@rule(aten.group_norm.default)
+def group_norm(op: Op) -> None:
+    """[B, C, *positions]"""
+    batch_only(op)
+    for dim in range(2, op.rank(0)):
+        if not op.is_one(0, dim):
+            op.carry(0, dim, dim)
+            op.pooled.add(dim)
+    op.rewrite = Rewrite("group_norm")
+
+
+@rule(aten.instance_norm.default)
 def batch_only(op: Op) -> None:
     op.carry(0, 0, 0)
     op.reason = "normalised over this dim"

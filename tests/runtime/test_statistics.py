@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from seqpar.runtime.layout import parts_of, shard
 from seqpar.runtime.simulate import SimulatedWorld
-from seqpar.runtime.statistics import deviation_and_mean, euclidean_norm, variance_and_mean
+from seqpar.runtime.statistics import deviation_and_mean, euclidean_norm, group_norm, variance_and_mean
 
 
 def on_ranks(ranks, fn):
@@ -35,3 +36,16 @@ def test_norm(dtype):
     x = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     for found in on_ranks(3, lambda rank, group: euclidean_norm(shard(x, 1, [parts_of(7, 3)], rank=rank), [1], True, group=group)):
         torch.testing.assert_close(found, torch.linalg.vector_norm(x, dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm_of_divided_positions(affine, dtype):
+    x = (torch.randn(2, 6, 7, 3, generator=torch.Generator().manual_seed(0)) * 3 + 5).to(dtype)
+    weight, bias = (torch.linspace(0.5, 2, 6), torch.linspace(-1, 1, 6)) if affine else (None, None)
+    expected = F.group_norm(x.float(), 3, weight, bias, 1e-5)
+    segments = ((4, 0, 3),)
+    found = on_ranks(3, lambda rank, group: group_norm(shard(x, 2, segments, rank=rank), 3, weight, bias, 1e-5, 7 * 3, group=group))
+    for rank, result in enumerate(found):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), shard(expected, 2, segments, rank=rank), rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-2)

@@ -1,0 +1,46 @@
+"""What of a value may be sharded at all: one factor of one dim; and which values no rank divides."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Set
+
+from torch.fx import Node
+
+from seqpar.partitioner.atoms import Axis
+from seqpar.partitioner.infer import Inference
+
+
+def origin(node: Node) -> Node:
+    """The node whose outputs `node` is: itself, or the multi-output call behind a getitem."""
+    while node.op == "call_function" and node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def key_side(inference: Inference, local: Set[Node]) -> set[Node]:
+    """Values that serve nothing but the keys and values of these attentions: a side input, computed whole on every rank."""
+    found: set[Node] = set()
+    for node in reversed(inference.axes):
+        if node.op == "call_function" and node.users and all(user in found or _reads_as_key(inference, user, node, local) for user in node.users):
+            found.add(node)
+    return found
+
+
+def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]) -> bool:
+    if user not in local:
+        return False
+    relation = inference.relations[user]
+    spec = relation.attention
+    return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
+
+
+def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozenset()) -> list[int]:
+    """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal.
+
+    That with an atom of `prefer`, else the heaviest.
+    """
+    factors = inference.table.expand_axis(axis)
+    found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
+    return max(found, key=lambda atoms: max(((a in prefer, inference.sequences[a]) for a in atoms), default=(False, -math.inf)), default=[])
