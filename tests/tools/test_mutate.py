@@ -36,7 +36,7 @@ def test_mistakes_are_noticed_and_survivors_told(tmp_path, capsys, monkeypatch):
     test = "tests/runtime/test_layout.py::test_parts"
     parts = next(mutant for mutant in MUTANTS if mutant.name == "longer parts come last")
     seen = Mutant("wrong parts", parts.file, parts.old, parts.new, (test,))
-    unseen = Mutant("unseen", "runtime/ring.py", "(rank - step - 1) % size, None", "0, None", (test,))
+    unseen = Mutant("unseen", "runtime/ring.py", "source, pending = (rank - step) % size, None", "source, pending = 0, None", (test,))
     monkeypatch.setattr(mutate, "MUTANTS", (seen, unseen))
     assert mutate.main(["--table", str(tmp_path / "mutants.md")]) == 1
     output = capsys.readouterr().out
