@@ -35,7 +35,7 @@ demo: setup
 	  --width 256 --height 256 --num-inference-steps 4 --seed 0 --compare --output $(DEMO_OUTPUT)
 
 test: setup
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: setup
 	SEQPAR_FUZZ=$(N) SEQPAR_FUZZ_SEED=$(SEED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --timeout 0 tests/fuzz $(PYTEST_ARGS)
