@@ -28,7 +28,7 @@ def switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Se
     shapes = []
     in_sizes, out_sizes = [0] * size, [0] * size
     width = total(global_ranges(to_segments, rank))
-    other = math.prod(n for d, n in enumerate(x.shape) if d not in (dim, to_dim))
+    other = math.prod([n for d, n in enumerate(x.shape) if d not in (dim, to_dim)])
     for peer in range(size):
         if peer == rank:  # the own part never travels
             continue

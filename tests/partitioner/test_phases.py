@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import seqpar
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 from seqpar.verification import verify_traced
@@ -90,3 +91,19 @@ def test_rows_too_few_everywhere_the_batch_is_divided():
     report = verify_traced(case, ulysses=2, ring=2)
     assert report.ok and report.plan.comm_calls["all_gather"] == 1 and sum(report.plan.comm_calls.values()) == 1
     assert min(report.plan.flops_per_rank) > 0 and max(report.plan.flops_per_rank) == report.plan.flops_total * 3 // 10
+
+
+def on_real_ranks(backend):
+    torch.manual_seed(0)
+    model = Factorised().eval()
+    inputs = [torch.randn(1, frames, pixels, WIDTH) for frames, pixels in ((8, 12), (5, 9))]
+    fast = seqpar.sp_compile(model, (inputs[0],), ulysses=2, ring=2, backend=backend)
+    with torch.no_grad():
+        errors = [((fast(x) - model(x)).norm() / model(x).norm()).item() for x in inputs]
+    return errors, fast.plan.comm_calls
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_on_real_ranks(ranks, backend):
+    for errors, calls in ranks.run(on_real_ranks, backend):
+        assert max(errors) <= 1e-5 and calls["all_to_all"] == 3

@@ -9,6 +9,7 @@ from seqpar.runtime.groups import all_reduce, start_all_gather, start_all_to_all
 from seqpar.runtime.layout import gather, gather_many, parts_of, shard
 from seqpar.runtime.mesh import build_mesh
 from seqpar.runtime.ring import ring_attention, split_kv_attention
+from seqpar.runtime.switch import switch
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 
 SIZE = 4
@@ -196,3 +197,16 @@ def dynamic_frames():
 
 def test_symbolic_lengths_compile_once(ranks):
     assert ranks.run(dynamic_frames) == [1] * SIZE
+
+
+def switches(compiled):
+    sp, me = build_mesh(SIZE, 1).groups["sp"], dist.get_rank()
+    before, after = (parts_of(7, SIZE),), (2, parts_of(5, SIZE))
+    x = torch.randn(2, 7, 7, 3, generator=torch.Generator().manual_seed(0))
+    turn = compiled_if(compiled, lambda part: switch(part, 1, before, 2, after, group=sp))
+    return torch.equal(turn(shard(x, 1, before, rank=me)), shard(x, 2, after, rank=me))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_switch(ranks, compiled):
+    assert ranks.run(switches, compiled) == [True] * SIZE
