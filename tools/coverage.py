@@ -1,6 +1,6 @@
 """Run seqpar over every model it should cover: trace, partition, and compare all simulated ranks with the model itself.
 
-    python -m seqpar.tools.coverage --work DIR [--only PATTERN] [--fresh] [--json FILE] [--table FILE]
+    python -m seqpar.tools.coverage --work DIR [--only PATTERN] [--jobs N] [--fresh] [--json FILE] [--table FILE]
 
 One process per case; a case that is in DIR already is not run again. Exit status 1 if any case is wrong or raised.
 """
@@ -13,6 +13,9 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from seqpar.verification import difference, verify_traced
 
 MESHES = {"u2": (2, 1), "r2": (1, 2), "u4": (4, 1), "u2r2": (2, 2)}
 LARGE_MESHES = ("u2", "r2", "u2r2")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 400.0
 Result = dict[str, Any]
 
 
@@ -118,29 +121,69 @@ def run_case(case: Case, variants: list[str], path: Path, backend: bool = False)
         path.write_text(json.dumps(result))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A case that is being measured in a process of its own; its result goes to `path`."""
+
+    case: Case
+    variants: list[str]
+    path: Path
+    process: multiprocessing.process.BaseProcess
+    started: float
+
+    @classmethod
+    def start(cls, case: Case, variants: list[str], path: Path, backend: bool = False) -> "Run":
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        process = multiprocessing.get_context("fork").Process(target=run_case, args=(case, variants, partial, backend))
+        process.start()
+        return cls(case, variants, path, process, time.perf_counter())
+
+    def over(self, timeout: float) -> bool:
+        return not self.process.is_alive() or time.perf_counter() - self.started > timeout
+
+    def finish(self, timeout: float) -> Result:
+        """The result, after at most `timeout` seconds from the start; a crash or a hang becomes a recorded failure."""
+        self.process.join(max(0.0, timeout - (time.perf_counter() - self.started)))
+        problem = None
+        if self.process.is_alive():
+            problem = f"no answer after {timeout:.0f} s"
+            self.process.kill()
+            self.process.join()
+        elif self.process.exitcode:
+            problem = f"the process ended with {self.process.exitcode}"
+        partial = self.path.with_suffix(".partial")
+        result: Result = json.loads(partial.read_text()) if partial.exists() else {"case": self.case.name, "variants": {}}
+        partial.unlink(missing_ok=True)
+        if problem:
+            missing = next((v for v in self.variants if v not in result["variants"]), self.variants[-1])
+            result["variants"][missing] = {"traced": False, "error": problem, "seconds": timeout}
+        result["seconds"] = round(time.perf_counter() - self.started, 1)
+        self.path.write_text(json.dumps(result, indent=1))
+        return result
+
+
 def run_apart(case: Case, variants: list[str], path: Path, timeout: float, backend: bool = False) -> Result:
-    """`run_case` in a process of its own; a crash or a hang becomes a recorded failure."""
-    started = time.perf_counter()
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=run_case, args=(case, variants, partial, backend))
-    process.start()
-    process.join(timeout)
-    problem = None
-    if process.is_alive():
-        problem = f"no answer after {timeout:.0f} s"
-        process.kill()
-        process.join()
-    elif process.exitcode:
-        problem = f"the process ended with {process.exitcode}"
-    result: Result = json.loads(partial.read_text()) if partial.exists() else {"case": case.name, "variants": {}}
-    partial.unlink(missing_ok=True)
-    if problem:
-        missing = next((v for v in variants if v not in result["variants"]), variants[-1])
-        result["variants"][missing] = {"traced": False, "error": problem, "seconds": timeout}
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    path.write_text(json.dumps(result, indent=1))
-    return result
+    """`run_case` in a process of its own."""
+    return Run.start(case, variants, path, backend).finish(timeout)
+
+
+def run_all(cases: list[Case], options: argparse.Namespace) -> Iterator[tuple[Result, bool]]:
+    """(result, whether it was known) of every case, as they end; `options.jobs` at a time."""
+    running: list[Run] = []
+    waiting = list(cases)
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            case = waiting.pop(0)
+            path = options.work / f"{case.name}.json"
+            if path.exists() and not options.fresh:
+                yield json.loads(path.read_text()), True
+            else:
+                running.append(Run.start(case, options.variants.split(","), path, not options.no_backend))
+        connection.wait([run.process.sentinel for run in running], timeout=1.0)
+        for run in [run for run in running if run.over(options.timeout)]:
+            running.remove(run)
+            yield run.finish(options.timeout), False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variants", default="even,odd,large")
     parser.add_argument("--fresh", action="store_true", help="run cases again that are finished")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds per case")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--no-backend", action="store_true", help="leave out torch.compile")
     parser.add_argument("--json", type=Path, help="write all results to one file")
     parser.add_argument("--table", type=Path, help="write the table as Markdown")
@@ -161,13 +205,11 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(c.name for c in cases))
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, case in enumerate(cases, 1):
-        path = options.work / f"{case.name}.json"
-        known = path.exists() and not options.fresh
-        result = json.loads(path.read_text()) if known else run_apart(case, options.variants.split(","), path, options.timeout, not options.no_backend)
-        results.append(result)
+    found: dict[str, Result] = {}
+    for number, (result, known) in enumerate(run_all(cases, options), 1):
+        found[result["case"]] = result
         print(f"[{number}/{len(cases)}] {summary_line(result)}{' (known)' if known else ''}", flush=True)
+    results = [found[case.name] for case in cases]
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     if options.table:
