@@ -48,8 +48,11 @@ def whole(found: Traced) -> list[torch.Tensor]:
         return output_tensors(found.gm(*(found.call.leaves[i].contiguous() for i in found.input_positions)))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize(("name", "heads", "lengths"), CELLS)
+# Two ranks are tried with the lengths that they do not divide.
+CASES = [(*cell, mesh) for cell in CELLS for mesh in MESHES if cell[2] == "odd" or mesh not in ("u2", "r2")]
+
+
+@pytest.mark.parametrize(("name", "heads", "lengths", "mesh"), CASES)
 def test_equals_the_model(name, heads, lengths, mesh):
     ulysses, ring = MESHES[mesh]
     report = verify_traced(traced(name, heads, lengths), ulysses=ulysses, ring=ring)
