@@ -195,11 +195,11 @@ def _step(node: Node, args: dict[str, Any], gm: GraphModule) -> tuple[str, Node,
         a, b = args["self"], args["other"]
         inner, mask = (a, b) if _leads_to_product(a) else (b, a)
         return "add", inner, mask, 0.0
-    if node.target is aten.masked_fill.Scalar and args["value"] < ABSORBS:
+    if node.target is aten.masked_fill.Scalar:
         return "fill", args["self"], args["mask"], float(args["value"])
     if node.target in (aten.where.self, aten.where.ScalarOther) and is_tensor(args["self"]):
         value = _number(args["other"], gm)
-        return ("keep", args["self"], args["condition"], value) if value is not None and value < ABSORBS else None
+        return ("keep", args["self"], args["condition"], value) if value is not None else None
     return None
 
 

@@ -60,6 +60,11 @@ def kept_where_visible(q, k, v, mask):
     return (torch.where(mask[:, None, None, :], scores, lowest) / math.sqrt(DIM)).softmax(-1) @ v
 
 
+def added_before_scaling(q, k, v, mask):
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -3.0)[:, None, None, :]
+    return ((q @ k.mT + bias) / math.sqrt(DIM)).softmax(-1) @ v
+
+
 def rows_that_see_nothing(q, k, v, mask):
     """Padding queries see no key, filled with a finite number: every key weighs the same."""
     visible = mask[:, None, :, None] & mask[:, None, None, :]
@@ -83,7 +88,7 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
     return torch.randn(2, length, HEADS * DIM, generator=torch.Generator().manual_seed(0)), mask
 
 
-USES = [plain, added_mask_in_float32, filled, batched, einsums, distances_added_to_merged_heads, kept_where_visible, rows_that_see_nothing]
+USES = [plain, added_mask_in_float32, filled, batched, einsums, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing]
 
 
 @pytest.mark.parametrize("attend", USES)
