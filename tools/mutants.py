@@ -72,7 +72,7 @@ EMIT_MUTANTS = (
         "a mean is divided by the local count", "passes/emit.py", "product(self.view.inference.table.axis_length(relation.operand_axes[i][d]) for i, d in dims)",
         "product(self.view.axis_length(relation.operand_axes[i][d], self.view.required(node, relation, i)[d]) for i, d in dims)", (*LOCALISE, *EMIT),
     ),
-    Mutant("outputs that may differ in bits are not made equal", "passes/emit.py", "if node in self.values and origin(node) in self.diverging:", "if False:", ("tests/test_verify.py",)),
+    Mutant("outputs that may differ in bits are not made equal", "passes/emit.py", "if node in self.values and origin(node) in self.diverging:", "if False:", ("tests/passes/test_emit.py",)),
     Mutant("a slice starts at its global position", "passes/localise.py", "start = emitter.view.factor_length(before, layout)", "start = emitter.view.factor_length(before, frozenset())", LOCALISE),
     Mutant("a slice has its global length", "passes/localise.py", "emitter.view.axis_length(kept, layout)", "emitter.view.axis_length(kept, frozenset())", LOCALISE),
     Mutant("a split has its global sizes", "passes/localise.py", "emitter.view.axis_length(axes[dim], layout)", "emitter.view.axis_length(axes[dim], frozenset())", LOCALISE),

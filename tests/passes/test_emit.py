@@ -9,7 +9,7 @@ from seqpar.errors import UnsupportedError
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
-from seqpar.runtime.layout import gather, shard
+from seqpar.runtime.layout import first_rank, gather, shard
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 from seqpar.verification import verify, verify_traced
@@ -148,3 +148,24 @@ def test_a_first_wrong_node_is_named():
 
     assert "linear" in find_divergence(partitioned, [traced.call.leaves[i] for i in traced.input_positions])
     assert verify_traced(traced, ulysses=2, ring=1).ok
+
+
+class Joint(nn.Module):
+    """A text too short to be divided, computed beside an image in uneven parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, text, image):
+        x = torch.cat([text, image], 1)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x[:, : text.shape[1]], x[:, text.shape[1] :]
+
+
+@pytest.mark.parametrize("mesh", [(4, 1), (2, 2), (1, 4)])
+def test_an_output_whose_bits_may_differ_is_the_first_ranks(mesh):
+    for rank in (0, 3):
+        nodes = emitted(Joint().eval(), (torch.randn(1, 2, 16), torch.randn(1, 13, 16)), *mesh, rank=rank)
+        assert nodes[-1].args[0][0].target is first_rank
