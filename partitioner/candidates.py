@@ -36,6 +36,11 @@ def _reads_as_key(inference: Inference, user: Node, node: Node, local: Set[Node]
     return node is not relation.operands[spec.q] and node in (relation.operands[spec.k], relation.operands[spec.v])
 
 
+def weight(inference: Inference, atom: int, prefer: Set[int]) -> tuple[bool, float]:
+    """What decides between sequence atoms: preferred ones first, then the heaviest."""
+    return atom in prefer, inference.sequences[atom]
+
+
 def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozenset()) -> list[int]:
     """Sequence atoms of the one factor of a product that may be sharded: cut in two factors, a dim would lose what is off the diagonal.
 
@@ -43,4 +48,4 @@ def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozens
     """
     factors = inference.table.expand_axis(axis)
     found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
-    return max(found, key=lambda atoms: max(((a in prefer, inference.sequences[a]) for a in atoms), default=(False, -math.inf)), default=[])
+    return max(found, key=lambda atoms: max((weight(inference, a, prefer) for a in atoms), default=(False, -math.inf)), default=[])

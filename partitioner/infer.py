@@ -6,6 +6,7 @@ graph is read again with that product as one new atom, so that it can be cut at 
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,19 +103,13 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
 
 def _collect_written(result: Inference, cut: int) -> None:
     """Attention that is no scaled dot product (capped scores): its rows can be divided, with whole keys."""
-    hint = result.table.sizes.hint
     for node, relation in result.relations.items():
         product = _weighs(node) if node.target in SOFTMAX else None
         rows = relation.out_axes[0][-2] if len(relation.out_axes[0]) > 1 else ()
         if product is None or not rows or node.args[1] not in (-1, len(relation.out_axes[0]) - 1):
             continue
         result.written[node] = product
-        work = 1
-        for axis in relation.out_axes[0]:
-            work *= hint(result.table.axis_length(axis))
-        factors = result.table.expand_axis(rows)
-        for atom in factors[min(cut, len(factors) - 1)]:
-            result.sequences[atom] = result.sequences.get(atom, 0) + work
+        _add_sequence(result, rows, cut, math.prod(map(result.table.example_length, relation.out_axes[0])))
 
 
 def _weighs(softmax: Node) -> Node | None:
@@ -160,21 +155,21 @@ def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple
 
 
 def _collect_sequences(result: Inference, cut: int) -> None:
-    hint = result.table.sizes.hint
+    length = result.table.example_length
     for relation in result.relations.values():
         spec = relation.attention
         if spec is None:
             continue
         queries, keys = (relation.operand_axes[i][-2] for i in (spec.q, spec.k))
-        rows = hint(result.table.axis_length(queries))
-        columns = hint(result.table.axis_length(keys))
-        batch = 1
-        for axis in relation.out_axes[0][:-2]:
-            batch *= hint(result.table.axis_length(axis))
-        for axis, weight in ((queries, batch * rows * columns), (keys, 0)):
-            factors = result.table.expand_axis(axis)
-            for atom in factors[min(cut, len(factors) - 1)] if factors else ():
-                result.sequences[atom] = result.sequences.get(atom, 0) + weight
+        _add_sequence(result, queries, cut, math.prod(map(length, (*relation.out_axes[0][:-2], queries, keys))))
+        _add_sequence(result, keys, cut, 0)
+
+
+def _add_sequence(result: Inference, axis: Axis, cut: int, weight: int) -> None:
+    """The factor of `axis` that is to be cut is a sequence, of this weight besides what it has."""
+    factors = result.table.expand_axis(axis)
+    for atom in factors[min(cut, len(factors) - 1)] if factors else ():
+        result.sequences[atom] = result.sequences.get(atom, 0) + weight
 
 
 def _add_sequences_beside(result: Inference) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import sympy
 from torch.fx import Node
 
-from seqpar.partitioner.candidates import heaviest_factor, key_side, origin
+from seqpar.partitioner.candidates import heaviest_factor, key_side, origin, weight
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.mincut import CutProblem
@@ -99,12 +99,12 @@ class LabelProblem:
         known = self._atoms.get((node, dim))
         if known is None:
             axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
-            prefer = self.prefer.get(origin(node), frozenset())
+            prefer = self._preferred(node)
             known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in heaviest_factor(self.inference, axis, prefer)))
         return known
 
-    def _weight(self, node: Node, atom: int) -> tuple[bool, int]:
-        return atom in self.prefer.get(origin(node), ()), self.inference.sequences[atom]
+    def _preferred(self, node: Node) -> Set[int]:
+        return self.prefer.get(origin(node), frozenset())
 
     def candidate(self, node: Node) -> int | None:
         """The one dim of a value that may be sharded: the one with the heaviest sequence."""
@@ -116,9 +116,9 @@ class LabelProblem:
     def _find_candidate(self, node: Node) -> int | None:
         if node in self.exchanged:
             return len(self.inference.axes[node][0]) - 2
-        best: tuple[tuple[bool, int], int] | None = None
+        best: tuple[tuple[bool, float], int] | None = None
         for dim in range(max((len(a) for a in self.inference.axes[node]), default=0)):
-            weights = [self._weight(node, a) for a in self.atoms(node, dim)]
+            weights = [weight(self.inference, a, self._preferred(node)) for a in self.atoms(node, dim)]
             if weights and (best is None or max(weights) > best[0]):
                 best = (max(weights), dim)
         return None if best is None else best[1]

@@ -53,13 +53,12 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
-    if found is None:
-        return Solution(best, degrees, price, reasons)
-    trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
-    spared = len(found.along_batch & best.exchanged) * _calls(degrees) * price.call
-    if trial.cost >= best.cost + spared:
-        return Solution(best, degrees, price, reasons)
-    return Solution(trial, degrees, price, reasons, found.along_batch)
+    if found is not None:
+        trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
+        spared = len(found.along_batch & best.exchanged) * _calls(degrees) * price.call
+        if trial.cost < best.cost + spared:
+            return Solution(trial, degrees, price, reasons, found.along_batch)
+    return Solution(best, degrees, price, reasons)
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:

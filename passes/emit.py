@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from seqpar.compat import unbacked_symbols
+from seqpar.partitioner.atoms import Factor
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
@@ -136,9 +137,7 @@ class Emitter:
         places = [i for i, f in enumerate(axis) if changed & set(f)]
         assert len(places) == 1, f"{node}: dim {dim} changes in {len(places)} factors"
         place = places[0]
-        segments = tuple(
-            self.emit_lengths(self.view.parts(a)) if a in changed else self.sizes.emit(self.view.atom_length(a, a in have)) for a in axis[place]
-        )
+        segments = self.segments(axis[place], changed, have)
         if len(axis) == 1:
             return emit(x, dim, segments)
         layout_now = tuple(have if d == dim else frozenset() for d in range(len(self.view.inference.axes[node][0])))
@@ -222,6 +221,10 @@ class Emitter:
         """The emitted sizes of a node's (single) result in the layout it is produced in."""
         axes = self.view.inference.axes[node][0]
         return [self.sizes.emit(self.local_length(node, d, axis, s)) for d, (axis, s) in enumerate(zip(axes, self.view.produced(node), strict=True))]
+
+    def segments(self, factor: Factor, cut: frozenset[int], held: frozenset[int] = frozenset()) -> tuple[Any, ...]:
+        """A factor as `runtime.layout.Segments`: parts of the atoms in `cut`; any other is kept, in part if it is in `held`."""
+        return tuple(self.emit_lengths(self.view.parts(a)) if a in cut else self.sizes.emit(self.view.atom_length(a, a in held)) for a in factor)
 
     def emit_lengths(self, lengths: tuple[Length, ...]) -> tuple[Any, ...]:
         return tuple(self.sizes.emit(n) for n in lengths)

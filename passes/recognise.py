@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from seqpar.partitioner.infer import PRODUCTS, SOFTMAX
 from seqpar.partitioner.lengths import Length
 from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
 from seqpar.passes.build import Builder
@@ -24,8 +25,6 @@ from seqpar.passes.einsum import MatrixProduct, einsum_product
 from seqpar.passes.share import with_graph
 
 aten = torch.ops.aten
-SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
-PRODUCTS = (aten.matmul.default, aten.bmm.default)
 CASTS = (aten._to_copy.default, aten.clone.default, aten.type_as.default, aten.alias.default, aten.detach.default)
 BETWEEN = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.masked_fill.Scalar, aten.add.Tensor)
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

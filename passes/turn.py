@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from seqpar.partitioner.atoms import Factor
 from seqpar.partitioner.layout import Layout
 from seqpar.runtime.switch import switch
 
@@ -49,14 +48,12 @@ def emit_switch(emitter: Emitter, node: Node, x: Node, have: Layout, want: Layou
             shape.append(emit(emitter.local_length(node, d, axis, have[d]) if factor is None else view.factor_length(factor, have[d])))
     source, target = places
 
-    def segments(place: Place, layout: Layout) -> tuple[Any, ...]:
-        factor: Factor = axes[place[0]][place[1]]
-        sharded = layout[place[0]]
-        return tuple(emitter.emit_lengths(view.parts(a)) if a in sharded else emit(view.atom_length(a, False)) for a in factor)
+    def parts(place: Place, layout: Layout) -> tuple[Any, ...]:
+        return emitter.segments(axes[place[0]][place[1]], layout[place[0]])
 
     if opened:
         x = emitter.call(aten.reshape.default, (x, shape))
-    done = emitter.call(switch, (x, index[source], segments(source, have), index[target], segments(target, want)), {"group": "sp"})
+    done = emitter.call(switch, (x, index[source], parts(source, have), index[target], parts(target, want)), {"group": "sp"})
     if not opened:
         return done
     return emitter.call(aten.reshape.default, (done, [emit(emitter.local_length(node, d, axis, want[d])) for d, axis in enumerate(axes)]))

@@ -93,7 +93,7 @@ EMIT_MUTANTS = (
     Mutant("a mask is added before the scale", "passes/recognise.py", "node if mask.scale == 1.0 else", "node if True else", RECOGNISE),
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
-    Mutant("a switch goes to the parts it comes from", "passes/turn.py", "segments(source, have), index[target]", "segments(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
+    Mutant("a switch goes to the parts it comes from", "passes/turn.py", "parts(source, have), index[target]", "parts(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
     Mutant("statistics of a group norm count what is whole on every rank", "partitioner/labels.py", "return (atom,) in axis", "return True", ("tests/partitioner/test_labels.py", "tests/partitioner/test_rules.py")),
     Mutant("parts too short for a halo are cut", "partitioner/labels.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", (*HALO, *LABELS, "tests/fuzz/test_programs.py")),
     Mutant("an atom in two places of a dim is cut", "partitioner/labels.py", "return found - unclear", "return found", (*LABELS, "tests/fuzz/test_programs.py")),
