@@ -46,6 +46,7 @@ def hand_samples() -> Iterator[Sample]:
 def contractions(m: Maker) -> list[Row]:
     x, square, wide = m.f(2, 12, 6), m.f(7, 7), m.f(12, 12)
     return [
+        (aten.linear.default, (x, m.f(6, 6))),
         (aten.linear.default, (x, m.f(5, 6), m.f(5))),
         (aten.linear.default, (m.f(7, 6), m.f(8, 6))),
         (aten.linear.default, (square, square)),

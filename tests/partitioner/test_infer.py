@@ -73,6 +73,21 @@ def test_a_table_made_from_joined_positions_is_cut_like_the_sequence():
     assert inference.axis(ids, 0) == ((*inference.axis(text, 1)[0], *inference.axis(image, 1)[0]),)
 
 
+@pytest.mark.parametrize("fuse", [True, False])
+def test_rows_and_columns_numbered_by_one_table_are_told_apart_when_flattened(fuse):
+    """Positions of a square grid: both dims are the table's, their product must not be cut in two places at once."""
+
+    def fn(table, x):
+        rows = attend(table[None])[0]
+        return (rows[:, None] + rows[None]).flatten(0, 1) * x
+
+    graph = trace(Program(fn), (torch.randn(6, 8), torch.randn(36, 8)), {}, dynamic=False).gm.graph
+    inference = infer(graph, Sizes(), fuse=fuse)
+    (grid,) = [n for n in inference.relations if n.target is torch.ops.aten.view.default and n.meta["val"].shape[0] == 36]
+    atoms = [a for factor in inference.axis(grid, 0) for a in factor]
+    assert len(atoms) == len(set(atoms)) == (1 if fuse else 2)
+
+
 def test_padding_is_an_atom_of_its_own():
     inference, (x,), (out,) = read(lambda x: attend(F.pad(x, (0, 0, 0, 4)))[:, :-4], (2, 12, 8))
     assert inference.axis(x, 1) == inference.axis(out, 1)
