@@ -106,10 +106,12 @@ def examine(mutant: Mutant, timeout: float) -> Outcome:
 
 def check_without_mistakes(mutants: Sequence[Mutant], timeout: float) -> None:
     """Raise SeqparError if a test fails that no mutant made fail."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    tests = {test for mutant in mutants for test in mutant.tests}
+    rules = {operator for test in tests if test.startswith(RULES) for operator in test.removeprefix(RULES).split()}
+    files = {test for test in tests if not test.startswith(RULES) and test.partition("::")[0] not in tests - {test}}
+    together = [*sorted(files), *([RULES + " ".join(sorted(rules))] if rules else [])]
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        package = copy_package(Path(folder))
-        failed = next((found for test in tests if (found := run_tests(package, [test], timeout * 10))), None)
+        failed = run_tests(copy_package(Path(folder)), together, timeout * 10)
     if failed is not None:
         raise SeqparError(f"{failed} fails without any mistake planted: nothing can be said about the mutants")
 
