@@ -17,7 +17,6 @@ CASES = [
     # name, ulysses, ring, heads, rows, columns, text length, batch
     ("flux", 2, 2, 5, 3, 5, 7, 2),
     ("wan", 1, 4, 4, 3, 5, 7, 1),
-    ("qwen-image", 4, 1, 4, 4, 4, 9, 2),
     ("z-image", 2, 1, 4, 3, 5, 7, 2),
 ]
 
@@ -49,8 +48,6 @@ def compile_and_compare(name, ulysses, ring, *sizes):
         outputs = fast(**inputs)
         found["error"] = error_between(outputs, model(**inputs))
         found["outputs"] = output_tensors(outputs)
-        tuples = {**inputs, "return_dict": False}
-        found["tuple error"] = error_between(fast(**tuples), model(**tuples))
     found["state dict"] = list(fast.state_dict()) == list(before) and all(torch.equal(fast.state_dict()[k], v) for k, v in before.items())
     found["shared"] = all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
     with torch.no_grad():
@@ -70,7 +67,7 @@ def test_every_rank_returns_what_one_process_returns(ranks, case):
     name, ulysses, ring = case[:3]
     results = ranks.run(compile_and_compare, *case, timeout=300)
     for found in results:
-        assert max(found["error"], found["tuple error"], found["updated error"]) <= 1e-5
+        assert max(found["error"], found["updated error"]) <= 1e-5
         assert found["state dict"] and found["shared"] and found["update seen"]
         assert found["world"] == ulysses * ring and found["fraction"] > 0.7
         assert f"ulysses {ulysses} x ring {ring}" in found["text"]
@@ -99,7 +96,7 @@ def dynamo_and_compare(name, ulysses, ring, backend, *sizes):
 
 @pytest.mark.parametrize(
     ("name", "ulysses", "ring", "backend"),
-    [("flux", 2, 2, "eager"), ("wan", 1, 4, "aot_eager"), ("qwen-image", 4, 1, "aot_eager"), ("longcat-image", 2, 1, "eager")],
+    [("flux", 2, 2, "eager"), ("qwen-image", 4, 1, "aot_eager")],
 )
 def test_torch_compile(ranks, name, ulysses, ring, backend):
     assert max(ranks.run(dynamo_and_compare, name, ulysses, ring, backend, 4, 3, 5, 7, 1, timeout=400)) <= 1e-5
