@@ -1,6 +1,7 @@
 # make demo   a picture from a tiny pipeline on 4 CPU processes, compared with one process
 # make test   all tests, on 2 workers (WORKERS=4)     make lint      ruff + mypy
 # make fuzz   N=5000 random models, not part of the tests   make mutants   plant wrong rules and see that tests notice (docs/mutants.md)
+# make docs   the site of docs/, in build/site
 # Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..."
 
 VENV := .venv
@@ -13,7 +14,7 @@ SEED ?= 1
 DEMO_OUTPUT ?= demo_output/demo.png
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz mutants lint clean
+.PHONY: help setup demo test fuzz mutants docs lint clean
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -42,6 +43,10 @@ fuzz: setup
 
 mutants: setup
 	$(BIN)/python -m seqpar.tools.mutate --table docs/mutants.md
+
+docs: setup
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,55 @@
+"""Every python block of every page in docs/ runs, from the top of the page to its end, as a reader would paste them.
+
+Pages that compile for several ranks run on two real ones. Blocks that serve one process ("without any launcher") run on the first only.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MULTI = ("sp_compile(", "parallelize(", "sp_gather(", "seqpar.load(")
+ALONE = ("seqpar.verify(", "seqpar.plan(", "seqpar.suggest(", "seqpar.derive_sp_plan(", "seqpar.launch(")
+
+
+def blocks_of(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+PAGES = sorted(page for page in DOCS.glob("*.md") if blocks_of(page))
+ON_RANKS = [page for page in PAGES if any(word in block for block in blocks_of(page) for word in MULTI)]
+
+
+def run_blocks(name, blocks, folder):
+    os.chdir(folder)
+    namespace = {"__name__": "docs"}
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    for number, block in enumerate(blocks, 1):
+        if first or not any(word in block for word in ALONE):
+            exec(compile(block, f"{name}, python block {number}", "exec"), namespace)
+    return len(namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ON_RANKS], ids=lambda page: page.stem)
+def test_blocks_run_in_one_process(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(page.name, blocks_of(page), tmp_path) > 1
+
+
+@pytest.mark.parametrize("page", ON_RANKS, ids=lambda page: page.stem)
+def test_blocks_run_on_two_ranks(two_ranks, page, tmp_path):
+    assert min(two_ranks.run(run_blocks, page.name, blocks_of(page), tmp_path)) > 1
+
+
+def test_links_lead_somewhere():
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_site_has_every_page():
+    text = (DOCS.parent / "mkdocs.yml").read_text()
+    assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r": (\w+\.md)$", text, re.MULTILINE))
