@@ -33,7 +33,7 @@ from seqpar.tools.bench_report import ONE, OURS, PEER, Timed, parse_mesh
 from seqpar.tools.collective_counter import CollectiveCounter
 from seqpar.tools.diffusers_peer import adapted, enable
 from seqpar.tools.launch import Rank, launch
-from seqpar.tools.live_bytes import LiveBytes
+from seqpar.passes.live_bytes import LiveBytes
 from seqpar.tools.sized_models import PEER_MODELS, Sizes, build, inputs_of
 from seqpar.verification import difference
 

@@ -8,7 +8,7 @@ import torch
 from seqpar.errors import SeqparError
 from seqpar.tools import bench, bench_report
 from seqpar.tools.bench_report import ONE, OURS, PEER, Spread, Timed, mesh_name, parse_mesh
-from seqpar.tools.live_bytes import LiveBytes
+from seqpar.passes.live_bytes import LiveBytes
 from seqpar.tools.sized_models import Sizes
 
 TIMED = [
