@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from dataclasses import replace
 from functools import cached_property
+
 import sympy
 from torch import fx
 
@@ -22,6 +24,7 @@ from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts
 from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.options import Options
 from seqpar.passes.plan import Plan
@@ -37,8 +40,17 @@ CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 class Partitioned:
     """A traced model partitioned for a mesh: its plan, and the program of every rank (made on demand)."""
 
-    def __init__(self, traced: Traced, inference: Inference, solution: Solution, seconds: dict[str, float], options: Options = Options()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        traced: Traced,
+        inference: Inference,
+        solution: Solution,
+        seconds: dict[str, float],
+        options: Options = Options(),  # noqa: B008
+        machine: Machine = Machine(),  # noqa: B008
+    ) -> None:
         self.traced = traced
+        self.machine = machine
         self.inference = inference
         self.solution = solution
         self.options = options
@@ -98,7 +110,14 @@ class Partitioned:
 
     @cached_property
     def plan(self) -> Plan:
-        return plan_of(self)
+        """What was decided and counted. It keeps this object, without the example inputs, for what is asked later."""
+        return replace(plan_of(self), inspector=Inspector(self.without_data()))
+
+    def without_data(self) -> Partitioned:
+        """The same, with meta tensors for the inputs of the traced call; programs and counts are shared."""
+        slim = copy.copy(self)
+        slim.traced = replace(self.traced, call=self.traced.call.without_data())
+        return slim
 
     @cached_property
     def counts(self) -> list[Counts]:
@@ -132,7 +151,7 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
         inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    return Partitioned(traced, inference, solution, seconds, options)
+    return Partitioned(traced, inference, solution, seconds, options, machine or Machine())
 
 
 def _cheaper(

@@ -13,6 +13,7 @@ from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
+from seqpar.passes.estimate import predict
 from seqpar.passes.localise import source_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 
@@ -26,6 +27,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
     counts = partitioned.counts
     whole = whole_flops(partitioned)
     kinds = counts[0].traffic.bytes
+    predicted = [predict(c, partitioned.machine) for c in {id(c): c for c in counts}.values()]
     return Plan(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
@@ -38,6 +40,9 @@ def plan_of(partitioned: Partitioned) -> Plan:
         replicated_ops=_replicated(partitioned, whole),
         seconds=partitioned.seconds,
         nothing_to_shard=partitioned.nothing_to_shard,
+        machine=partitioned.machine.name,
+        predicted_seconds=max(predicted, key=lambda p: p["total"]),
+        predicted_alone=sum(whole.values()) / partitioned.machine.flops_per_s,
     )
 
 

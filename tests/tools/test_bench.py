@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from seqpar.errors import SeqparError
+from seqpar.passes.live_bytes import LiveBytes
 from seqpar.tools import bench, bench_report
 from seqpar.tools.bench_report import ONE, OURS, PEER, Spread, Timed, mesh_name, parse_mesh
-from seqpar.passes.live_bytes import LiveBytes
 from seqpar.tools.sized_models import Sizes
 
 TIMED = [
