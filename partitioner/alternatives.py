@@ -14,7 +14,7 @@ from torch.fx import Node
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem
-from seqpar.partitioner.solve import Solution, cannot_exchange, is_cross
+from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def other_placement(inference: Inference, solution: Solution, members: Set[Node]
         return None
     prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
     labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged | members, solution.local - members, prefer).solve()
-    return Alternative(mesh_name(solution.degrees), labels.cost)
+    # As in `solve`: collectives that local attention does without must be worth their price.
+    call = solution.prices.keys if members <= solution.local else solution.prices.call
+    return Alternative(mesh_name(solution.degrees), labels.cost + calls(solution.degrees) * call * len(members))
 
 
 def force(inference: Inference, solution: Solution, node: Node) -> Forced | None:

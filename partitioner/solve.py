@@ -54,14 +54,14 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     crossing = {n: r for n, r in attentions.items() if local_keys and n in exchanged and is_cross(r, inference)}
     for members in classes(crossing, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
-        if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
+        if trial.cost < best.cost + calls(degrees) * price.keys * len(members):
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
         trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
-        spared = len(found.along_batch & best.exchanged) * _calls(degrees) * price.call
+        spared = len(found.along_batch & best.exchanged) * calls(degrees) * price.call
         if trial.cost < best.cost + spared:
             return Solution(trial, degrees, price, reasons, found.along_batch, frozenset(local), found.prefer)
     return Solution(best, degrees, price, reasons, local=frozenset(local))
@@ -73,7 +73,7 @@ def is_cross(relation: Relation, inference: Inference) -> bool:
     return not queries & keys
 
 
-def _calls(degrees: Degrees) -> int:
+def calls(degrees: Degrees) -> int:
     """Collectives of one attention over the mesh: there and back, and around."""
     return 2 * (degrees.ulysses > 1) + (degrees.ring - 1)
 

@@ -29,7 +29,8 @@ def duration(seconds: float) -> str:
 
 def percent(part: float, whole: float) -> str:
     """`+1.2 %`: how much `part` exceeds or falls short of nothing, as a share of `whole`."""
-    return f"{100 * part / whole:+.2g} %" if whole else "0 %"
+    value = 100 * part / whole if whole else 0.0
+    return f"{value:+.0f} %" if abs(value) >= 10 else f"{value:+.2g} %"
 
 
 def short(source: str) -> str:
