@@ -42,7 +42,9 @@ class Forced:
 
 def problem_of(inference: Inference, solution: Solution) -> LabelProblem:
     """The label problem that the solution solves, built anew."""
-    return LabelProblem(inference, solution.degrees, solution.prices, set(solution.labels.exchanged), solution.local, solution.prefer)
+    problem = LabelProblem(inference, solution.degrees, solution.prices, set(solution.labels.exchanged), solution.local, solution.prefer)
+    problem.build()
+    return problem
 
 
 def mesh_name(degrees: Degrees) -> str:
@@ -78,10 +80,11 @@ def other_placement(inference: Inference, solution: Solution, members: Set[Node]
     return Alternative(mesh_name(solution.degrees), labels.cost + calls(solution.degrees) * call * len(members))
 
 
-def force(inference: Inference, solution: Solution, node: Node) -> Forced | None:
-    """The price of giving `node`'s result the opposite label; None if no label was to be chosen: it can only be whole."""
-    problem = problem_of(inference, solution)
-    problem.build()
+def force(problem: LabelProblem, solution: Solution, node: Node) -> Forced | None:
+    """The price of giving `node`'s result the opposite label; None if no label was to be chosen: it can only be whole.
+
+    problem: of `problem_of`; it is left as it was.
+    """
     node = origin(node)
     dim = problem.candidate(node)
     vertices = {a: v for a in (problem.atoms(node, dim) if dim is not None else ()) if (v := problem.vertices.get((node, dim, a))) is not None}  # type: ignore[arg-type]
@@ -91,9 +94,13 @@ def force(inference: Inference, solution: Solution, node: Node) -> Forced | None
     sharded = any((node, dim, a) in solution.labels.sharded for a in vertices)
     yes, no = (sum(costs[v] for v in own) for costs in (cut.yes_cost, cut.no_cost))
     gather = sum(cut.edges.get((v, problem.gathers[key]), 0.0) for key in problem.gathers if (v := vertices.get(key[2])) is not None and origin(key[0]) is node)
-    if any(math.isinf((cut.no_cost if sharded else cut.yes_cost)[v]) for v in own):
+    costs, opposite = (cut.yes_cost, cut.no_cost) if sharded else (cut.no_cost, cut.yes_cost)
+    if any(math.isinf(opposite[v]) for v in own):
         return Forced(sharded, math.inf, yes, no, gather)
+    before = [costs[v] for v in own]
     for v in own:
-        (cut.yes_cost if sharded else cut.no_cost)[v] = math.inf
+        costs[v] = math.inf
     cost, _ = cut.solve()
+    for v, price in zip(own, before, strict=True):
+        costs[v] = price
     return Forced(sharded, cost + problem.base, yes, no, gather)

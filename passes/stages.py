@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Graph, Node
 
+from seqpar.compat import NO_MODULE
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, nbytes
 from seqpar.partitioner.layout import LayoutView
@@ -56,20 +57,22 @@ def stage_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = re.sub(r"@\d+", "", str(list(stack.values())[-1][0]))
-    parts = path.split(".")
+    path, _ = list(stack.values())[-1]
+    if path == NO_MODULE:
+        return ""
+    parts = re.sub(r"@\d+", "", path).split(".")
     entry = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
     return ".".join(parts[: entry + 1])
 
 
 def stages_of(partitioned: Partitioned, rank: int, flops_alone: Mapping[str, int], machine: Machine) -> tuple[Stage, ...]:
-    """All stages in order of first execution, equal ones folded, as `rank` executes them."""
+    """All stages in order of first execution, the model itself last, equal ones folded, as `rank` executes them."""
     counts, view = partitioned.counts[rank], LayoutView(partitioned.inference, partitioned.solution, rank)
     source, program = partitioned.traced.gm.graph, partitioned.program(rank).graph
     alone, own, results = _by_stage(source), _by_stage(program), _results(source, view)
     found = [
         _stage(path, sum(flops_alone.get(n, 0) for n in alone.get(path, ())), own.get(path, ()), results.get(path, ()), counts, machine)
-        for path in dict.fromkeys([*alone, *own])
+        for path in sorted(dict.fromkeys([*alone, *own]), key=lambda path: not path)  # what the model does itself, here and there, comes last
     ]
     return tuple(_folded(s for s in found if s.flops_alone or s.flops or s.bytes))
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
@@ -14,6 +15,7 @@ from torch.fx import Node
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.alternatives import Forced, force, problem_of
 from seqpar.partitioner.candidates import origin
+from seqpar.partitioner.labels import LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import outputs_of
 from seqpar.passes.plan_of import one_line
@@ -76,7 +78,8 @@ def why(partitioned: Partitioned, query: str) -> Why:
         stage = re.sub(r"\d+", "*", stage_of(node))
         groups.setdefault((stage, str(node.target), one_line(node), view.text(node, view.produced(node))), []).append(node)
     chosen = list(groups.values())[:MAX_ANSWERS]
-    return Why(query, tuple(_Reader(partitioned, view).answer(nodes) for nodes in chosen), len(groups) - len(chosen))
+    reader = _Reader(partitioned, view)
+    return Why(query, tuple(map(reader.answer, chosen)), len(groups) - len(chosen))
 
 
 # -- finding ---------------------------------------------------------------------------------------
@@ -122,12 +125,17 @@ class _Reader:
 
     def __init__(self, partitioned: Partitioned, view: LayoutView) -> None:
         self.inference, self.solution, self.view = partitioned.inference, partitioned.solution, view
-        self.plan_attention = {n: r for n, r in self.inference.relations.items() if r.attention is not None}
+        self.attention = {n: r for n, r in self.inference.relations.items() if r.attention is not None}
+
+    @cached_property
+    def problem(self) -> LabelProblem:
+        """The labels to be chosen, with their prices."""
+        return problem_of(self.inference, self.solution)
 
     def answer(self, nodes: list[Node]) -> Answer:
         node = nodes[0]
         layout = self.view.produced(node)
-        forced = force(self.inference, self.solution, node) if self.view.ranks > 1 and node.op == "call_function" else None
+        forced = force(self.problem, self.solution, node) if self.view.ranks > 1 and node.op == "call_function" else None
         reasons = [*self._labels(node, forced), *self._axes(node), *self._rule(node)]
         cost = None if forced is None else forced.cost - self.solution.labels.cost
         target = str(node.target) if node.op == "call_function" else node.op
@@ -156,7 +164,7 @@ class _Reader:
             return "there is one rank"
         if node.op != "call_function":
             return "inputs and weights are given whole; readers take their part of them for nothing"
-        problem = problem_of(self.inference, self.solution)
+        problem = self.problem
         dim = problem.candidate(node)
         if dim is None:
             return "has no sequence dim"
@@ -176,7 +184,7 @@ class _Reader:
             atoms = self.inference.table.roots(axis) & self.inference.sequences.keys()
             if not atoms:
                 continue
-            found = [n for n, r in self.plan_attention.items() if atoms & self._rows(n, r)]
+            found = [n for n, r in self.attention.items() if atoms & self._rows(n, r)]
             text = self.view.axis_text(axis, self.view.produced(node)[dim])
             if found:
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
