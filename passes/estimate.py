@@ -28,9 +28,11 @@ def predict(counts: Counts, machine: Machine, nodes: Iterable[str] | None = None
     seconds["compute"] = sum(counts.flops.get(name, 0) for name in chosen) / machine.flops_per_s
     for name in chosen:
         traffic = counts.received.get(name)
-        for kind in KINDS if traffic is not None else ():
+        if traffic is None:
+            continue
+        for kind in KINDS:
             seconds[kind] += transfer_seconds(traffic.bytes[kind], traffic.calls[kind], machine)
-        if traffic is not None and traffic.calls[RING]:
+        if traffic.calls[RING]:
             attended = counts.flops.get(name, 0) / machine.flops_per_s
             behind = attended * traffic.calls[RING] / (traffic.calls[RING] + 1)
             seconds["hidden"] += min(behind, transfer_seconds(traffic.bytes[RING], traffic.calls[RING], machine))

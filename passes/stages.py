@@ -95,7 +95,8 @@ def _stage(path: str, alone: int, nodes: Iterable[str], results: tuple[str, ...]
 
 def _results(graph: Graph, view: LayoutView) -> dict[str, tuple[str, ...]]:
     """Layouts of the largest values that leave each stage."""
-    sizes, leaving = view.inference.table.sizes, {}
+    sizes = view.inference.table.sizes
+    leaving: dict[str, dict[str, int]] = {}
     for node in graph.nodes:
         if node.op != "call_function" or node not in view.inference.axes or not outputs_of(node) or node not in view.inference.input_dependent:
             continue
