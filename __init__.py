@@ -12,12 +12,18 @@ from seqpar.errors import SeqparError
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
     from seqpar.planning import plan
+    from seqpar.suggestion import suggest
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "plan", "sp_compile", "verify"]
+__all__ = ["SeqparError", "plan", "sp_compile", "suggest", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
-PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.planning", "verify": "seqpar.verification"}
+PUBLIC = {
+    "sp_compile": "seqpar.compile",
+    "plan": "seqpar.planning",
+    "suggest": "seqpar.suggestion",
+    "verify": "seqpar.verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ __all__ = [
     "FakeTensorMode",
     "FloorDiv",
     "HigherOrderOperator",
+    "NO_MODULE",
     "PythonReferenceAnalysis",
     "ShapeEnv",
     "TorchDispatchMode",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 OLDEST, NEWEST = (2, 11), (2, 13)
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # in place of a module path: sizes that are read from the inputs
 NOISY_LOGGERS = ("torch._export.non_strict_utils", "torch.export", "torch.fx.experimental.symbolic_shapes")
 
 

@@ -1,21 +1,24 @@
 """`sp_compile`: from a model and example inputs to a module that runs on all ranks."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import Program, SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
+from seqpar.runner import Runner
 from seqpar.signature import read
 
 log = logging.getLogger("seqpar")
@@ -133,13 +136,20 @@ class Compiler:
         if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
-        unbound = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
+        rank = self.mesh.rank if self.mesh is not None else 0
+        unbound = partitioned.program(rank)
         gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
         # A module that runs as it is stays outside what the backend compiles.
-        run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not traced.opaque, dynamic=traced.shape_env is not None)
+        run = Runner(gm, self.compiled(not traced.opaque, traced.shape_env is not None))
         slim = dataclasses.replace(traced, call=traced.call.without_data())
-        program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)))
+        program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)), rank=rank)
         return program, partitioned.fingerprint
+
+    def compiled(self, fullgraph: bool, dynamic: bool) -> Callable[[fx.GraphModule], Callable[..., Any]] | None:
+        """What compiles a program for the chosen backend; None runs it as it is."""
+        if self.backend is None:
+            return None
+        return functools.partial(torch.compile, backend=self.backend, fullgraph=fullgraph, dynamic=dynamic)
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:
         """Compare `text` over the ranks of the sequence mesh."""

@@ -17,6 +17,7 @@ from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
 from seqpar.passes.guards import failed_guard
+from seqpar.passes.readable import readable
 from seqpar.passes.trace import Traced
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
@@ -41,6 +42,7 @@ class Program:
     plan: Any
     conditions: tuple[sympy.Basic, ...] = ()
     split: bool = False  # over several ranks
+    rank: int = 0  # whose program it is, in the sequence mesh
 
     @property
     def symbolic(self) -> bool:
@@ -296,8 +298,16 @@ class SequenceParallelModule(torch.nn.Module):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The emitted program of the latest call."""
+        """The emitted program of the latest call: an ordinary FX graph. After a pass of your own and `recompile()` on it, calls run the new code."""
         return self._current.program.gm
+
+    def print_readable(self, print_output: bool = True) -> str:
+        """The code of the latest program; every line says global -> local shape, layout, stage and source line. Returned, and printed unless told not to."""
+        program = self._current.program
+        text = readable(program.gm, getattr(program.plan, "inspector", None), program.rank)
+        if print_output:
+            print(text)
+        return text
 
     @property
     def plan(self) -> Any:

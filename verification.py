@@ -15,8 +15,9 @@ from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.options import Options
-from seqpar.passes.pipeline import Partitioned, one_line, partition
+from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.plan import Plan
+from seqpar.passes.plan_of import one_line
 from seqpar.passes.trace import Traced, trace
 from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
 

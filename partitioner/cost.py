@@ -24,13 +24,19 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Machine:
-    """flops_per_s of one rank, bytes_per_s one rank receives. Defaults: a Hopper-class GPU on NVLink."""
+    """flops_per_s of one rank, bytes_per_s one rank receives: what is reached, not the peak. Defaults: a Hopper-class GPU on NVLink.
+
+    latency_s (of one collective call) and memory_bytes (of one rank; infinite: unknown) serve predictions, no decision of the solver.
+    """
 
     flops_per_s: float = 400e12
     bytes_per_s: float = 150e9
     comm_share: float = 0.02  # cap: full exchange <= this share of the work saved by dividing it
     call_share: float = 0.02  # an extra collective must save this share of one attention block's work
     keys_share: float = 0.5  # one that only serves the keys of a cross-attention must save this share
+    latency_s: float = 20e-6
+    memory_bytes: float = math.inf
+    name: str = "Hopper, NVLink"
 
 
 @dataclass(frozen=True)

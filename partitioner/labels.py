@@ -128,6 +128,13 @@ class LabelProblem:
 
     # -- building ----------------------------------------------------------------------------------
     def solve(self) -> Labels:
+        self.build()
+        cost, answers = self.problem.solve()
+        sharded = {key for key, v in self.vertices.items() if answers[v]}
+        return Labels(sharded, set(self.exchanged), cost + self.base)
+
+    def build(self) -> None:
+        """All vertices and prices."""
         for node, relation in self.inference.relations.items():
             self._add_outputs(node, relation)
             if node in self.exchanged:
@@ -135,9 +142,6 @@ class LabelProblem:
             else:
                 self._add_operands(node, relation)
         self._add_results()
-        cost, answers = self.problem.solve()
-        sharded = {key for key, v in self.vertices.items() if answers[v]}
-        return Labels(sharded, set(self.exchanged), cost + self.base)
 
     def _add_outputs(self, node: Node, relation: Relation) -> None:
         """Vertices of a node's results, with the price of computing them."""

@@ -8,6 +8,7 @@ Last, attentions whose batch holds another sequence are tried along their batch,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -23,13 +24,18 @@ from seqpar.partitioner.relation import Relation
 
 @dataclass
 class Solution:
-    """Labels plus, for every attention node, why it attends as it does. `along_batch`: attentions divided along their batch."""
+    """Labels plus, for every attention node, why it attends as it does. `along_batch`: attentions divided along their batch.
+
+    `local`, `prefer`: the other arguments of the `LabelProblem` that was solved, so that it can be asked again (`alternatives`).
+    """
 
     labels: Labels
     degrees: Degrees
     prices: Prices
     reasons: dict[Node, str] = field(default_factory=dict)
     along_batch: frozenset[Node] = frozenset()
+    local: frozenset[Node] = frozenset()
+    prefer: Mapping[Node, Set[int]] = field(default_factory=dict)
 
 
 def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True, phases: bool = True) -> Solution:
@@ -41,24 +47,24 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     price = _prices(inference, attentions, degrees, machine or Machine())
     if degrees.ranks == 1 or not inference.sequences:
         return Solution(Labels(), degrees, price)
-    reasons = {n: why for n, r in attentions.items() if (why := _cannot_exchange(n, r, inference, degrees))}
+    reasons = {n: why for n, r in attentions.items() if (why := cannot_exchange(n, r, inference, degrees))}
     exchanged = set(attentions) - set(reasons)
     best = LabelProblem(inference, degrees, price, exchanged).solve()
     local: set[Node] = set()
     crossing = {n: r for n, r in attentions.items() if local_keys and n in exchanged and is_cross(r, inference)}
-    for members in _classes(crossing, inference):
+    for members in classes(crossing, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
-        if trial.cost < best.cost + _calls(degrees) * price.keys * len(members):
+        if trial.cost < best.cost + calls(degrees) * price.keys * len(members):
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
         trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
-        spared = len(found.along_batch & best.exchanged) * _calls(degrees) * price.call
+        spared = len(found.along_batch & best.exchanged) * calls(degrees) * price.call
         if trial.cost < best.cost + spared:
-            return Solution(trial, degrees, price, reasons, found.along_batch)
-    return Solution(best, degrees, price, reasons)
+            return Solution(trial, degrees, price, reasons, found.along_batch, frozenset(local), found.prefer)
+    return Solution(best, degrees, price, reasons, local=frozenset(local))
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:
@@ -67,7 +73,7 @@ def is_cross(relation: Relation, inference: Inference) -> bool:
     return not queries & keys
 
 
-def _calls(degrees: Degrees) -> int:
+def calls(degrees: Degrees) -> int:
     """Collectives of one attention over the mesh: there and back, and around."""
     return 2 * (degrees.ulysses > 1) + (degrees.ring - 1)
 
@@ -100,7 +106,7 @@ def _mixed_bytes(node: Node, relation: Relation, inference: Inference) -> int:
     return min(held) if len(held) > 1 else 0
 
 
-def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> str | None:
+def cannot_exchange(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> str | None:
     """Why an attention cannot use the mesh, or None."""
     spec = relation.attention
     table = inference.table
@@ -122,7 +128,7 @@ def _cannot_exchange(node: Node, relation: Relation, inference: Inference, degre
     return None
 
 
-def _classes(attentions: dict[Node, Relation], inference: Inference) -> list[set[Node]]:
+def classes(attentions: dict[Node, Relation], inference: Inference) -> list[set[Node]]:
     """Attentions of equal shapes whose sequences are the same: one choice for all of them."""
     table = inference.table
     groups: dict[object, set[Node]] = {}

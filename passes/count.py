@@ -27,10 +27,11 @@ AROUND_THE_RING = (ring_attention, split_kv_attention, zigzag_attention)
 
 @dataclass
 class Counts:
-    """flops: per node name; traffic: bytes and calls per kind, received by this rank."""
+    """flops: per node name; traffic: bytes and calls per kind, received by this rank; received: the same per node that communicates."""
 
     flops: dict[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
+    received: dict[str, Traffic] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> int:
@@ -78,7 +79,12 @@ class CountInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
-        return super().run_node(n)
+        if "group" not in n.kwargs:
+            return super().run_node(n)
+        before = self.counts.traffic.copy()
+        result = super().run_node(n)
+        self.counts.received[n.name] = self.counts.traffic.since(before)
+        return result
 
 
 def whole_result(node: fx.Node) -> Any:
@@ -118,12 +124,16 @@ class KernelCounter(TorchDispatchMode):
 def count(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int, ring: int, rank: int) -> Counts:
     """FLOPs and received bytes of the program of `rank` on (meta copies of) full example inputs."""
     counts = Counts()
-    ring_rank, ulysses_rank = divmod(rank, ulysses)
-    groups = {
-        "ulysses": CountingGroup(ulysses, ulysses_rank, counts.traffic),
-        "ring": CountingGroup(ring, ring_rank, counts.traffic),
-        "sp": CountingGroup(ulysses * ring, rank, counts.traffic),
-    }
     with torch.no_grad():
-        CountInterpreter(gm, groups, counts).run(*[to_meta(x) for x in example])
+        CountInterpreter(gm, counting_groups(ulysses, ring, rank, counts.traffic), counts).run(*[to_meta(x) for x in example])
     return counts
+
+
+def counting_groups(ulysses: int, ring: int, rank: int, traffic: Traffic) -> dict[str, CountingGroup]:
+    """Axis name -> a group that only counts, as `rank` sees it."""
+    ring_rank, ulysses_rank = divmod(rank, ulysses)
+    return {
+        "ulysses": CountingGroup(ulysses, ulysses_rank, traffic),
+        "ring": CountingGroup(ring, ring_rank, traffic),
+        "sp": CountingGroup(ulysses * ring, rank, traffic),
+    }

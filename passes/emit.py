@@ -76,9 +76,16 @@ class Emitter:
     def define(self, node: Node, emitted: Node) -> None:
         """`emitted` holds the result of `node` in the layout it is produced in."""
         layout = self.view.produced(node)
-        self.values[node] = {layout: emitted}
+        self.values[node] = {}
+        self.hold(node, layout, emitted)
         if node.op == "call_function":
             emitted.meta["seqpar_value"] = (node.name, layout)
+
+    def hold(self, node: Node, layout: Layout, emitted: Node) -> Node:
+        """`emitted` is `node` in `layout` for all readers; `seqpar_layout` says so to people (`readable`)."""
+        self.values[node][layout] = emitted
+        emitted.meta["seqpar_layout"] = (node.name, layout)
+        return emitted
 
     def whole(self, node: Node) -> Any:
         if node in self.values:
@@ -109,12 +116,11 @@ class Emitter:
             # gather first: gathering is what other readers of a wider layout share
             middle = tuple(h & w for h, w in zip(have, layout, strict=True))
             if middle not in known and not any(middle) and (places := switch_places(self, node, have, layout)):
-                known[layout] = emit_switch(self, node, known[have], have, layout, places)
-                return known[layout]
+                return self.hold(node, layout, emit_switch(self, node, known[have], have, layout, places))
             if middle not in known:
-                known[middle] = self._gather(node, known[have], have, middle)
+                self.hold(node, middle, self._gather(node, known[have], have, middle))
             if layout not in known:
-                known[layout] = self._shard(node, known[middle], middle, layout)
+                self.hold(node, layout, self._shard(node, known[middle], middle, layout))
         return known[layout]
 
     def _gather(self, node: Node, x: Node, have: Layout, want: Layout) -> Node:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from seqpar.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from seqpar.passes.compare import Comparison
+    from seqpar.passes.inspector import Details, Inspector
+    from seqpar.passes.why import Why
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,10 @@ class Plan:
     """What `ulysses * ring` ranks do with one model at one set of input sizes.
 
     flops are contractions only, a multiply-add counted as two, of causal attention the visible pairs; bytes are received per call of the model, by the busiest rank, per
-    kind of collective. All are counted by running the emitted programs on meta tensors.
+    kind of collective. All are counted by running the emitted programs on meta tensors. predicted_seconds: of one call on `machine`, by "compute",
+    kind of collective, "hidden" (of the ring, behind attention) and "total", see `estimate`; predicted_alone: of one process.
+
+    inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
 
     Invariants: `flops_per_rank` has one entry per rank.
     """
@@ -51,6 +61,10 @@ class Plan:
     replicated_ops: tuple[ReplicatedOp, ...]
     seconds: Mapping[str, float]
     nothing_to_shard: bool = False
+    machine: str = ""
+    predicted_seconds: Mapping[str, float] = field(default_factory=dict)
+    predicted_alone: float = 0.0
+    inspector: Inspector | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
@@ -65,22 +79,50 @@ class Plan:
         whole, busiest, ranks = self.flops_total, max(self.flops_per_rank), self.world_size
         return 1.0 if ranks == 1 or not whole else (whole - busiest) / (whole * (1 - 1 / ranks))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "inspector": None}
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """JSON-able; without what the inspector knows (`details.to_dict()`)."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inspector"}
         return {
             "world_size": self.world_size,
             "sharded_flop_fraction": self.sharded_flop_fraction,
-            **asdict(self),
+            **plain,
             "flops_per_rank": list(self.flops_per_rank),
             "attention": [asdict(a) for a in self.attention],
             "replicated_ops": [asdict(o) for o in self.replicated_ops],
             "comm_bytes_per_rank": dict(self.comm_bytes_per_rank),
             "comm_calls": dict(self.comm_calls),
             "seconds": dict(self.seconds),
+            "predicted_seconds": dict(self.predicted_seconds),
         }
+
+    @property
+    def details(self) -> Details | None:
+        """Stages, memory, runners-up: made on first use and kept; None for a plan that was loaded or sent from elsewhere."""
+        return None if self.inspector is None else self.inspector.details
 
     def explain(self) -> str:
         """The plan as one page of text."""
         from seqpar.passes.report import explain
 
         return explain(self)
+
+    def why(self, query: str) -> Why:
+        """Why values have the layouts they have, and what the opposite would cost.
+
+        query: the name of a value (`linear_8`), a source line (`attention.py:120`) or a part of a name, module path or operator.
+
+        Raises:
+            UnsupportedError: nothing matches (the message lists what is near), or the plan was loaded or sent from elsewhere.
+        """
+        if self.inspector is None:
+            raise UnsupportedError("this plan was loaded or sent from another process and has no graph to ask; make it with seqpar.plan or sp_compile, and ask that")
+        return self.inspector.why(query)
+
+    def compare(self, other: Plan) -> Comparison:
+        """This plan and another (another mesh, another model), number by number."""
+        from seqpar.passes.compare import compare
+
+        return compare(self, other)

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
-from seqpar.passes.plan import Plan
-
-MAX_LINES = 12
+from seqpar.partitioner.alternatives import Alternative
+from seqpar.passes.estimate import RING
+from seqpar.passes.inspector import Details
+from seqpar.passes.plan import AttentionPlan, Plan
+from seqpar.passes.stages import Stage
+from seqpar.passes.text import amount, capped, duration, percent, short, table
 
 
 def explain(plan: Plan) -> str:
-    """One page: ranks, work, communication, attention strategies (equal ones folded), replicated operators."""
+    """One page: ranks, work, time, memory; stages, collectives, attention strategies (equal ones folded), replicated operators.
+
+    Stages, memory and runners-up are worked out on the first call; a plan without an inspector has none.
+    """
+    details = plan.details
     lines = [
         f"seqpar: {plan.world_size} rank(s) = ulysses {plan.ulysses} x ring {plan.ring}",
         f"work      {amount(plan.flops_total)}FLOP in one process, {amount(max(plan.flops_per_rank))}FLOP on the busiest rank; {plan.sharded_flop_fraction:.4f} of it sharded",
         f"received  {communication(plan)}",
     ]
+    if plan.predicted_seconds:
+        lines.append(f"time      {prediction(plan)}")
+    if details is not None:
+        m = details.memory
+        peaks = f"{amount(m.peak_alone)}B in one process, {amount(m.peak)}B per rank"
+        lines.append(f"memory    parameters {amount(m.parameters)}B and inputs {amount(m.inputs)}B, whole on every rank; activations at their peak {peaks}")
     if plan.nothing_to_shard:
         lines.append("nothing to shard: the model has no attention that seqpar knows; every rank runs it whole")
-    if plan.attention:
-        lines.append("attention")
-        folded = Counter((a.strategy, a.queries, a.keys, a.heads, a.why) for a in plan.attention)
-        rows = [f"  {n:>3} x {s:<13} queries [{q}] keys [{k}] {h} heads: {why}" for (s, q, k, h, why), n in folded.items()]
-        lines += capped(rows)
-    if plan.replicated_ops:
-        lines.append("replicated (every rank computes all of it)")
-        by_reason = Counter((o.op, o.reason, o.source) for o in plan.replicated_ops)
-        flops: Counter[tuple[str, str, str]] = Counter()
-        for o in plan.replicated_ops:
-            flops[(o.op, o.reason, o.source)] += o.flops
-        ordered = sorted(by_reason, key=lambda key: -flops[key])
-        lines += capped(f"  {by_reason[k]:>3} x {k[0]:<28} {amount(flops[k])}FLOP  {k[1]}  {short(k[2])}" for k in ordered)
+    if details is not None:
+        lines += stage_lines(details.stages, details.rank)
+    lines += collective_lines(plan) + attention_lines(plan, details) + replicated_lines(plan)
     lines.append("seconds   " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in plan.seconds.items()))
     return "\n".join(lines)
 
 
 def communication(plan: Plan) -> str:
+    """Everything received, and how much of each kind."""
     used = [(kind, n) for kind, n in plan.comm_calls.items() if n]
     if not used:
         return "nothing"
@@ -45,20 +48,86 @@ def communication(plan: Plan) -> str:
     return f"{amount(total)}B per rank and call of the model ({kinds})"
 
 
-def capped(rows: Iterable[str]) -> list[str]:
-    rows = list(rows)
-    return rows if len(rows) <= MAX_LINES else [*rows[: MAX_LINES - 1], f"  … {len(rows) - MAX_LINES + 1} more"]
+def prediction(plan: Plan) -> str:
+    """One process against the slowest rank."""
+    p = plan.predicted_seconds
+    moving = p["total"] - p["compute"]
+    parts = f": computing {duration(p['compute'])}, waiting for collectives {duration(moving)}" if moving else ""
+    return f"about {duration(plan.predicted_alone)} in one process, {duration(p['total'])} on the slowest rank{parts} ({plan.machine}; contractions only)"
 
 
-def short(source: str) -> str:
-    """`…/site-packages/package/x.py:12` -> `package/x.py:12`; a user's own file keeps its path."""
-    return source.rpartition("site-packages/")[2]
+def stage_lines(stages: tuple[Stage, ...], rank: int) -> list[str]:
+    """A row per stage; numbers are of one of equal stages."""
+    if not stages:
+        return []
+    rows = [
+        (
+            f"{s.name} x {s.repeats}" if s.repeats > 1 else s.name,
+            f"{amount(s.flops_alone)}FLOP",
+            f"{amount(s.flops)}FLOP",
+            stage_traffic(s),
+            duration(s.seconds),
+            ", ".join(s.results),
+        )
+        for s in stages
+    ]
+    header = ("", "one process", f"rank {rank}", "received", "time", "hands on")
+    return ["stages (each; layouts as sizes, a sharded one as size/ranks)", *capped(table(header, rows))]
 
 
-def amount(value: float) -> str:
-    """12.3 M, 4.56 G, …"""
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.4g} P"
+def stage_traffic(stage: Stage) -> str:
+    """`2 all_to_all 30.7 kB, 1 ring 20.5 kB`."""
+    return ", ".join(f"{n} {kind} {amount(stage.received[kind])}B" for kind, n in stage.calls.items() if n) or "-"
+
+
+def collective_lines(plan: Plan) -> list[str]:
+    """A row per kind of collective, with its predicted time on the wire."""
+    used = [kind for kind, n in plan.comm_calls.items() if n]
+    if not used or not plan.predicted_seconds:
+        return []
+    rows = []
+    for kind in used:
+        hidden = plan.predicted_seconds["hidden"] if kind == RING else 0.0
+        note = f"{duration(hidden)} of it behind attention" if hidden else ""
+        rows.append((kind, str(plan.comm_calls[kind]), f"{amount(plan.comm_bytes_per_rank[kind])}B", duration(plan.predicted_seconds[kind]), note))
+    return ["collectives (per rank and call of the model)", *table(("", "calls", "received", "on the wire", ""), rows)]
+
+
+def attention_lines(plan: Plan, details: Details | None) -> list[str]:
+    """A row per group of equal attentions, and under it how long one takes, and would take otherwise."""
+
+    def key(a: AttentionPlan) -> tuple[object, ...]:
+        others = runner_up(details, a.node) if details is not None else ""
+        return (f"{a.strategy:<13} queries [{a.queries}] keys [{a.keys}] {a.heads} heads: {a.why}", others)
+
+    lines = []
+    for (text, others), n in Counter(map(key, plan.attention)).items():
+        lines += [f"  {n:>3} x {text}", *([f"        {others}"] if others else [])]
+    return ["attention", *capped(lines)] if lines else []
+
+
+def runner_up(details: Details, node: str) -> str:
+    """The predicted time of one attention and of what else was possible; with the solver's price of the program where the solver decided."""
+
+    def text(a: Alternative) -> str:
+        return f"{a.strategy} {duration(a.seconds)}" + (f" (solver's price of the program {percent(a.cost - details.cost, details.cost)})" if a.cost is not None else "")
+
+    others = details.runners_up.get(node, ())
+    if not others:
+        return ""
+    first, *more = map(text, others)
+    return f"about {duration(details.attention_seconds[node])} each; runner-up {first}" + "".join(f", then {other}" for other in more)
+
+
+def replicated_lines(plan: Plan) -> list[str]:
+    """A row per operator, reason and source line, the dearest first."""
+    if not plan.replicated_ops:
+        return []
+    found: Counter[tuple[str, str, str]] = Counter()
+    flops: Counter[tuple[str, str, str]] = Counter()
+    for o in plan.replicated_ops:
+        found[(o.op, o.reason, o.source)] += 1
+        flops[(o.op, o.reason, o.source)] += o.flops
+    ordered = sorted(found, key=lambda key: -flops[key])
+    rows = (f"  {found[k]:>3} x {k[0]:<28} {amount(flops[k])}FLOP  {k[1]}  {short(k[2])}" for k in ordered)
+    return ["replicated (every rank computes all of it)", *capped(rows)]

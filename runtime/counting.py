@@ -21,6 +21,14 @@ class Traffic:
         self.bytes[kind] += received
         self.calls[kind] += 1
 
+    def copy(self) -> "Traffic":
+        """The counts as they are now."""
+        return Traffic(dict(self.bytes), dict(self.calls))
+
+    def since(self, before: "Traffic") -> "Traffic":
+        """What was added after `before` was copied."""
+        return Traffic(*({kind: now[kind] - then[kind] for kind in KINDS} for now, then in ((self.bytes, before.bytes), (self.calls, before.calls))))
+
     def all_to_all(self, flat: Tensor, out_sizes: Sequence[int], rank: int, kind: str) -> None:
         """Record an all-to-all; what a rank sends itself is free."""
         self.add(kind, (sum(out_sizes) - out_sizes[rank]) * flat.element_size())

@@ -26,6 +26,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from seqpar.compile import sp_compile
 from seqpar.errors import SeqparError
 from seqpar.models.family import output_tensors
+from seqpar.passes.live_bytes import LiveBytes
 from seqpar.runtime.counting import KINDS
 from seqpar.runtime.mesh import build_mesh
 from seqpar.tools import bench_report
@@ -33,7 +34,6 @@ from seqpar.tools.bench_report import ONE, OURS, PEER, Timed, parse_mesh
 from seqpar.tools.collective_counter import CollectiveCounter
 from seqpar.tools.diffusers_peer import adapted, enable
 from seqpar.tools.launch import Rank, launch
-from seqpar.tools.live_bytes import LiveBytes
 from seqpar.tools.sized_models import PEER_MODELS, Sizes, build, inputs_of
 from seqpar.verification import difference
 

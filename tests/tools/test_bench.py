@@ -3,12 +3,10 @@
 import json
 
 import pytest
-import torch
 
 from seqpar.errors import SeqparError
 from seqpar.tools import bench, bench_report
 from seqpar.tools.bench_report import ONE, OURS, PEER, Spread, Timed, mesh_name, parse_mesh
-from seqpar.tools.live_bytes import LiveBytes
 from seqpar.tools.sized_models import Sizes
 
 TIMED = [
@@ -52,20 +50,6 @@ def test_the_order_rotates():
     assert all(sorted(order) == list(range(5)) for order in orders)
     assert sorted(order[0] for order in orders) == sorted([*range(5)] * 2)
     assert {(order[order.index(1) - 1]) for order in orders if order.index(1)} == {0, 2}
-
-
-def test_live_bytes_sees_what_is_alive_at_once():
-    weight = torch.zeros(1000)
-    with LiveBytes([weight]) as live:
-        view = weight[:10]
-        a = weight + 1
-        b = a + 1
-        del a
-        c = b + view.sum()
-        del b, c
-        d = weight + 1
-        assert d.shape == (1000,)
-    assert 8000 <= live.peak <= 8100
 
 
 def test_wrong_options_are_told():

@@ -1,4 +1,4 @@
-"""How many bytes of tensors a call keeps alive at its peak, on any device."""
+"""How many bytes of tensors a call keeps alive at its peak, on any device (meta included)."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -19,15 +19,25 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._now = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known: dict[int, Tensor] = {}  # kept alive: another storage could get the address of one that is gone
         self._alive: dict[int, int] = {}
+        for tensor in known:
+            self.know(tensor)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(result):
+    def know(self, tensor: Tensor) -> None:
+        """This tensor, and views of it, are not counted."""
+        self._known[tensor.untyped_storage()._cdata] = tensor
+
+    def see(self, values: Any) -> None:
+        """Count the tensors among these results of one operator."""
+        for tensor in pytree.tree_leaves(values):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         self.peak = max(self.peak, self._now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.see(result)
         return result
 
     def _see(self, tensor: Tensor) -> None:

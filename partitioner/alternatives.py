@@ -1,0 +1,147 @@
+"""What else the solver could have said, and what it would have cost: other strategies of an attention, the opposite label of a value.
+
+Every answer is a minimum cut like the solver's own, with one thing changed, so its price is that of the best program with that change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from seqpar.partitioner.candidates import origin
+from seqpar.partitioner.cost import Machine, nbytes, node_work
+from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.labels import Degrees, LabelProblem
+from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One strategy for an attention. seconds: predicted, of one such attention and what it moves.
+
+    cost: what the solver prices the whole program at, in floating-point operations of one rank, as `Labels.cost`; None where the mesh
+    decides, which the user chose.
+    """
+
+    strategy: str
+    seconds: float
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Forced:
+    """The opposite label for one value. sharded: the label it was given; cost: of the program with the opposite one, infinite if there is none.
+
+    work_sharded, work_whole: what producing it costs one rank, with either label; gather: the price of making it whole once for all its
+    readers. All in floating-point operations of one rank.
+    """
+
+    sharded: bool
+    cost: float
+    work_sharded: float
+    work_whole: float
+    gather: float
+
+
+def problem_of(inference: Inference, solution: Solution) -> LabelProblem:
+    """The label problem that the solution solves, built anew."""
+    problem = LabelProblem(inference, solution.degrees, solution.prices, set(solution.labels.exchanged), solution.local, solution.prefer)
+    problem.build()
+    return problem
+
+
+def mesh_name(degrees: Degrees) -> str:
+    """How plans call attention over this mesh."""
+    return "+".join(name for name, degree in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if degree > 1)
+
+
+def alternatives(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> list[Alternative]:
+    """What else the members, equal attentions, could do: exchange over another mesh of the same ranks, attend locally, or over the mesh; fastest first."""
+    node, ranks = next(iter(members)), solution.degrees.ranks
+    placed = other_placement(inference, solution, members, machine)
+    found = [placed] if placed is not None else []
+    for degrees in (Degrees(ranks, 1), Degrees(1, ranks)) if members <= solution.labels.exchanged else ():
+        if degrees != solution.degrees and not cannot_exchange(node, inference.relations[node], inference, degrees):
+            found.append(Alternative(f"{mesh_name(degrees)} {ranks}", attention_seconds(inference, solution, node, degrees, machine)))
+    return sorted(found, key=lambda a: a.seconds)
+
+
+def other_placement(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> Alternative | None:
+    """These attentions attending locally if they use the mesh, and over the mesh if they do not; None if they cannot."""
+    relations = {n: inference.relations[n] for n in members}
+    node = next(iter(members))
+    if members <= solution.labels.exchanged:
+        crossing = {n for n, r in relations.items() if is_cross(r, inference)}
+        labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged - members, solution.local | crossing, solution.prefer).solve()
+        return Alternative("local", attention_seconds(inference, solution, node, None, machine), labels.cost)
+    if any(cannot_exchange(n, r, inference, solution.degrees) for n, r in relations.items()):
+        return None
+    prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
+    labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged | members, solution.local - members, prefer).solve()
+    # As in `solve`: collectives that local attention does without must be worth their price.
+    call = solution.prices.keys if members <= solution.local else solution.prices.call
+    cost = labels.cost + calls(solution.degrees) * call * len(members)
+    return Alternative(mesh_name(solution.degrees), attention_seconds(inference, solution, node, solution.degrees, machine), cost)
+
+
+def attention_seconds(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None, machine: Machine) -> float:
+    """Predicted time of one attention whose operands are laid out as the solution has them: over a mesh of all ranks, or (None) locally.
+
+    Exact for parts and heads of equal sizes. A ring travels behind the attention of the block before.
+    """
+    relation, ranks = inference.relations[node], solution.degrees.ranks
+    spec, view, sizes = relation.attention, LayoutView(inference, solution, 0), inference.table.sizes
+    q, k, v = (_sharded_bytes(view, relation.operands[i]) for i in (spec.q, spec.k, spec.v))
+    result = _sharded_bytes(view, node)
+    attend = node_work(node, sizes) / ranks / machine.flops_per_s
+    if degrees is None:
+        return attend + _wire((k + v) * (1 - 1 / ranks), bool(k) + bool(v), machine)
+    u, r = degrees.ulysses, degrees.ring
+    exchange = _wire((q + k + v + result) / r * (u - 1) / u / u, 2, machine) if u > 1 else 0.0
+    around = _wire((k + v) / u * (r - 1) / r, r - 1, machine)
+    return attend + exchange + max(0.0, around - attend * (r - 1) / r)
+
+
+def _wire(received: float, count: int, machine: Machine) -> float:
+    return received / machine.bytes_per_s + count * machine.latency_s
+
+
+def _sharded_bytes(view: LayoutView, node: Node) -> float:
+    """Bytes of the positions of a value [.., rows, channels] that are divided over the ranks."""
+    table, layout = view.inference.table, view.produced(node)
+    axis, cut = view.inference.axes[node][0][-2], layout[-2]
+    factor = next((f for f in table.expand_axis(axis) if cut & set(f)), ())
+    length = table.sizes.hint(table.factor_length(factor)) if factor else 1
+    share = sum(table.sizes.hint(table.length(a)) for a in factor if a in cut) / max(length, 1)
+    return nbytes(outputs_of(node)[0], table.sizes) * share
+
+
+def force(problem: LabelProblem, solution: Solution, node: Node) -> Forced | None:
+    """The price of giving `node`'s result the opposite label; None if no label was to be chosen: it can only be whole.
+
+    problem: of `problem_of`; it is left as it was.
+    """
+    node = origin(node)
+    dim = problem.candidate(node)
+    vertices = {a: v for a in (problem.atoms(node, dim) if dim is not None else ()) if (v := problem.vertices.get((node, dim, a))) is not None}  # type: ignore[arg-type]
+    if not vertices:
+        return None
+    cut, own = problem.problem, list(vertices.values())
+    sharded = any((node, dim, a) in solution.labels.sharded for a in vertices)
+    yes, no = (sum(costs[v] for v in own) for costs in (cut.yes_cost, cut.no_cost))
+    gather = sum(cut.edges.get((v, problem.gathers[key]), 0.0) for key in problem.gathers if (v := vertices.get(key[2])) is not None and origin(key[0]) is node)
+    costs, opposite = (cut.yes_cost, cut.no_cost) if sharded else (cut.no_cost, cut.yes_cost)
+    if any(math.isinf(opposite[v]) for v in own):
+        return Forced(sharded, math.inf, yes, no, gather)
+    before = [costs[v] for v in own]
+    for v in own:
+        costs[v] = math.inf
+    cost, _ = cut.solve()
+    for v, price in zip(own, before, strict=True):
+        costs[v] = price
+    return Forced(sharded, cost + problem.base, yes, no, gather)

@@ -1,0 +1,60 @@
+"""Hardware by name: what one rank of a machine reaches, for predictions (`seqpar.suggest`).
+
+Rates are for 16-bit floating point: about 40 % of the published dense peak, and a third of the published one-way bandwidth of the
+link (consumer boards without peer access go through host memory). They rank meshes; they are no benchmark. Pass a `Machine` with measured
+numbers where it matters.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from seqpar.errors import MeshError
+from seqpar.partitioner.cost import Machine
+
+TERA, GIGA = 1e12, 1e9
+
+
+def _machine(name: str, tflops: float, gigabytes_per_s: float, memory_gigabytes: float, latency_us: float) -> Machine:
+    return Machine(
+        flops_per_s=tflops * TERA, bytes_per_s=gigabytes_per_s * GIGA, latency_s=latency_us * 1e-6, memory_bytes=memory_gigabytes * GIGA, name=name
+    )
+
+
+#                                     name            TFLOP/s  GB/s   GB  us      dense peak, one-way link
+MACHINES: Mapping[str, Machine] = MappingProxyType(
+    {
+        "H100": _machine("H100, NVLink", 400, 150, 80, 20),  # 989, 450
+        "H200": _machine("H200, NVLink", 400, 150, 141, 20),  # 989, 450
+        "B200": _machine("B200, NVLink", 900, 300, 180, 20),  # 2250, 900
+        "A100": _machine("A100, NVLink", 125, 100, 80, 20),  # 312, 300
+        "A100-PCIe": _machine("A100, PCIe 4", 125, 10, 80, 30),  # 312, 32
+        "L40": _machine("L40, PCIe 4", 72, 10, 48, 30),  # 181, 32
+        "L40S": _machine("L40S, PCIe 4", 145, 10, 48, 30),  # 362, 32
+        "RTX 4090": _machine("RTX 4090, PCIe 4, no peer access", 66, 6, 24, 40),  # 165, 32
+        "RTX 5090": _machine("RTX 5090, PCIe 5, no peer access", 84, 12, 32, 40),  # 210, 63
+    }
+)
+
+
+def find_machine(hardware: str | Machine) -> Machine:
+    """The machine called `hardware` (capitals, spaces and a leading "RTX" do not matter), or the `Machine` given.
+
+    Raises:
+        MeshError: no machine has this name; the message lists those that do.
+    """
+    if isinstance(hardware, Machine):
+        return hardware
+    known = {_plain(name): machine for name, machine in MACHINES.items()}
+    found = known.get(_plain(hardware))
+    if found is None:
+        near = difflib.get_close_matches(_plain(hardware), known, n=1)
+        hint = f"; did you mean {known[near[0]].name.split(',')[0]!r}?" if near else ""
+        raise MeshError(f"no hardware profile {hardware!r}{hint} Known: {', '.join(MACHINES)}. Or pass a seqpar.partitioner.cost.Machine with your own numbers")
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "").replace("_", "-").removeprefix("nvidia").removeprefix("rtx")

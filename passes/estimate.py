@@ -1,0 +1,40 @@
+"""Predicted seconds of one call: what was counted, at the rates of a machine.
+
+Contractions at `flops_per_s`, received bytes at `bytes_per_s` plus `latency_s` per collective call. Blocks that travel around a ring are hidden
+behind the attention of the block before: of R blocks, R - 1 are attended while another is on its way. Pointwise operators, norms and launch
+overhead are left out: they divide by the ranks like the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from seqpar.partitioner.cost import Machine
+from seqpar.passes.count import Counts
+from seqpar.runtime.counting import KINDS
+
+RING = "ring"
+
+
+def transfer_seconds(received: int, calls: int, machine: Machine) -> float:
+    """Time on the wire of `calls` collectives that bring `received` bytes to one rank."""
+    return received / machine.bytes_per_s + calls * machine.latency_s
+
+
+def predict(counts: Counts, machine: Machine, nodes: Iterable[str] | None = None) -> Mapping[str, float]:
+    """Seconds by "compute", kind of collective, "hidden" (of the ring, behind attention) and "total", of a rank or of some of its nodes."""
+    chosen = [*counts.flops.keys() | counts.received.keys()] if nodes is None else list(nodes)
+    seconds = dict.fromkeys(("compute", *KINDS, "hidden"), 0.0)
+    seconds["compute"] = sum(counts.flops.get(name, 0) for name in chosen) / machine.flops_per_s
+    for name in chosen:
+        traffic = counts.received.get(name)
+        if traffic is None:
+            continue
+        for kind in KINDS:
+            seconds[kind] += transfer_seconds(traffic.bytes[kind], traffic.calls[kind], machine)
+        if traffic.calls[RING]:
+            attended = counts.flops.get(name, 0) / machine.flops_per_s
+            behind = attended * traffic.calls[RING] / (traffic.calls[RING] + 1)
+            seconds["hidden"] += min(behind, transfer_seconds(traffic.bytes[RING], traffic.calls[RING], machine))
+    seconds["total"] = sum(seconds.values()) - 2 * seconds["hidden"]
+    return seconds

@@ -1,0 +1,181 @@
+"""Read the plan off a partitioned model: run the emitted programs on meta tensors, and say for every attention and whole operator why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from seqpar.partitioner.cost import is_contraction, node_work
+from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.lengths import Sizes, part
+from seqpar.partitioner.relation import Relation
+from seqpar.passes.balance import in_zigzag
+from seqpar.passes.count import Counts, count
+from seqpar.passes.estimate import predict
+from seqpar.passes.localise import source_line
+from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+
+if TYPE_CHECKING:
+    from seqpar.passes.pipeline import Partitioned
+
+
+def plan_of(partitioned: Partitioned) -> Plan:
+    """The plan of all ranks."""
+    degrees, inference = partitioned.solution.degrees, partitioned.inference
+    counts = partitioned.counts
+    whole = whole_flops(partitioned)
+    kinds = counts[0].traffic.bytes
+    predicted = [predict(c, partitioned.machine) for c in {id(c): c for c in counts}.values()]
+    return Plan(
+        ulysses=degrees.ulysses,
+        ring=degrees.ring,
+        flops_total=sum(whole.values()),
+        flops_per_rank=tuple(c.total_flops for c in counts),
+        comm_bytes_per_rank={k: max(c.traffic.bytes[k] for c in counts) for k in kinds},
+        comm_calls={k: max(c.traffic.calls[k] for c in counts) for k in kinds},
+        attention=tuple(_attention(partitioned, n, r) for n, r in inference.relations.items() if r.attention is not None)
+        + tuple(_written(partitioned, n, inference.relations[n]) for n in inference.written),
+        replicated_ops=_replicated(partitioned, whole),
+        seconds=partitioned.seconds,
+        nothing_to_shard=partitioned.nothing_to_shard,
+        machine=partitioned.machine.name,
+        predicted_seconds=max(predicted, key=lambda p: p["total"]),
+        predicted_alone=sum(whole.values()) / partitioned.machine.flops_per_s,
+    )
+
+
+# -- counting --------------------------------------------------------------------------------------
+def whole_flops(partitioned: Partitioned) -> dict[str, int]:
+    """Node name -> operations of one process that runs the whole model, contractions only."""
+    sizes = partitioned.inference.table.sizes
+    return {n.name: f for n in partitioned.inference.relations if (f := _contraction(n, sizes))}
+
+
+def _contraction(node: Node, sizes: Sizes) -> int:
+    return node_work(node, sizes) if "flops" in node.meta or is_contraction(node.target) else 0
+
+
+def counts_of(partitioned: Partitioned) -> list[Counts]:
+    """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""
+    degrees, example = partitioned.solution.degrees, example_of(partitioned)
+    known: dict[object, Counts] = {}
+    counts = []
+    for rank in range(degrees.ranks):
+        key = None if partitioned.nothing_to_shard else _sizes_of(partitioned, rank) if partitioned.options.share_counts else rank
+        if key not in known:
+            known[key] = count(partitioned.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank)
+        counts.append(known[key])
+    return counts
+
+
+def example_of(partitioned: Partitioned) -> list[torch.Tensor]:
+    """Meta tensors of the example's global shapes, in the order of the placeholders."""
+    hint = partitioned.inference.table.sizes.hint
+    values = [n.meta["val"] for n in partitioned.traced.gm.graph.nodes if n.op == "placeholder"]
+    return [torch.empty([hint(_expr(s)) for s in v.shape], dtype=v.dtype, device="meta") for v in values]
+
+
+def _expr(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
+
+
+def _sizes_of(partitioned: Partitioned, rank: int) -> object:
+    """Everything the work and the traffic of a rank depend on: its parts, those of its ring row together, its heads, whether it is an edge."""
+    solution, inference = partitioned.solution, partitioned.inference
+    degrees, table = solution.degrees, inference.table
+    row, column = divmod(rank, degrees.ulysses)
+    lengths = [table.sizes.hint(table.length(a)) for a in inference.sequences]
+    own = tuple(part(n, rank, degrees.ranks) for n in lengths)
+    in_row = tuple(sum(int(part(n, row * degrees.ulysses + u, degrees.ranks)) for u in range(degrees.ulysses)) for n in lengths)
+    heads = {
+        table.example_length(r.operand_axes[i][1])
+        for n, r in inference.relations.items()
+        if n in solution.labels.exchanged
+        for i in (r.attention.q, r.attention.k)
+    }
+    has_halo = any(r.halo for r in inference.relations.values())
+    edge = (rank == 0, rank == degrees.ranks - 1) if has_halo else ()
+    return (
+        own,
+        in_row,
+        tuple(part(h, column, degrees.ulysses) for h in sorted(heads)),
+        column if any(h % degrees.ulysses for h in heads) else 0,
+        edge,
+        row if any(inference.relations[n].attention.is_causal for n in solution.labels.exchanged) else 0,
+    )
+
+
+# -- attention and whole operators -----------------------------------------------------------------
+def _attention(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
+    inference, solution = partitioned.inference, partitioned.solution
+    view = LayoutView(inference, solution, 0)
+    spec, degrees = relation.attention, solution.degrees
+    queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
+    heads = inference.table.example_length(relation.operand_axes[spec.q][1])
+    if node in solution.labels.exchanged:
+        zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
+        strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1) + zigzag
+        why = "queries, keys and values exchanged over the mesh"
+    else:
+        cut = any(view.produced(node))
+        strategy = "local" if cut else "replicated"
+        along_batch = node in solution.along_batch and "its batch is sharded: nothing moves"
+        why = along_batch or "keys are whole on every rank: nothing moves" if cut else solution.reasons.get(node, "one rank")
+    return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
+
+
+def _written(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
+    """Attention that stays a product, a softmax and a product."""
+    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    layout = view.produced(node)
+    rows, keys = (view.axis_text(relation.out_axes[0][d], layout[d]) for d in (-2, -1))
+    strategy = "local" if any(layout) else "replicated"
+    heads = partitioned.inference.table.example_length(relation.out_axes[0][-3]) if len(layout) > 2 else 1
+    return AttentionPlan(node.name, strategy, "written out in a form of its own: rows divided, keys whole", rows, keys, heads, one_line(node))
+
+
+def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
+    if partitioned.solution.degrees.ranks == 1 or partitioned.nothing_to_shard:
+        return ()
+    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    found = []
+    for node, relation in partitioned.inference.relations.items():
+        flops = whole.get(node.name, 0)
+        if (flops == 0 and relation.seen) or node in partitioned.solution.labels.exchanged:
+            continue
+        if any(view.produced(node)) or view.reduced(node, relation):
+            continue
+        reason = replication_reason(view, relation)
+        found.append(_opaque(node, flops) if "opaque" in node.meta else ReplicatedOp(node.name, str(node.target), reason, flops, one_line(node)))
+    return tuple(found)
+
+
+def replication_reason(view: LayoutView, relation: Relation) -> str:
+    """Why every rank executes a node on whole values."""
+    if not relation.seen:
+        return "no rule for this operator"
+    table, ranks, sequences = view.inference.table, view.ranks, view.inference.sequences.keys()
+    atoms = {a for axes in (*relation.operand_axes, *relation.out_axes) for axis in axes for a in table.roots(axis)} & sequences
+    if not atoms:
+        return "has no sequence dim"
+    if all(table.sizes.hint(table.length(a)) < ranks for a in atoms):
+        return f"its sequence is shorter than {ranks} ranks"
+    out = {a for axes in relation.out_axes for axis in axes for a in table.roots(axis)} & atoms
+    return relation.reason if relation.reason and not out else "computing it everywhere costs less than communicating"
+
+
+def _opaque(node: Node, flops: int) -> ReplicatedOp:
+    call = node.meta["opaque"]
+    where = call.where.partition(" in ")[0]
+    return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank", flops, where)
+
+
+def one_line(node: Node) -> str:
+    """`file.py:12` of the user's source."""
+    text = source_line(node).strip().splitlines()
+    if not text:
+        return ""
+    parts = text[0].removeprefix("File ").split(",")
+    return f"{parts[0].strip().strip(chr(34))}:{parts[1].replace('line', '').strip()}" if len(parts) > 1 else parts[0]
