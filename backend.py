@@ -122,6 +122,7 @@ def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any]) -
     Inputs the graph writes to (buffers among them) are updated afterwards.
     """
     traced = program.traced
+    assert traced is not None
     positions = traced.input_positions
     tensors = [leaves[position].contiguous() for position in positions]
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from seqpar.errors import MeshError, SignatureError
-from seqpar.module import Program, SequenceParallelModule
+from seqpar.module import Interface, Program, SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
@@ -138,7 +138,9 @@ class Compiler:
         # A module that runs as it is stays outside what the backend compiles.
         run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not traced.opaque, dynamic=traced.shape_env is not None)
         slim = dataclasses.replace(traced, call=traced.call.without_data())
-        program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)))
+        partitioned.traced = dataclasses.replace(partitioned.traced, call=slim.call)  # it is kept, and must not keep the example alive
+        interface = Interface.of(slim, partitioned.conditions)
+        program = Program(interface, gm, run, partitioned.plan, split=bool(axes_used(unbound)), traced=slim, partitioned=partitioned)
         return program, partitioned.fingerprint
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:

@@ -16,8 +16,10 @@ from torch import fx
 from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
-from seqpar.passes.guards import failed_guard
-from seqpar.passes.trace import Traced
+from seqpar.passes.guards import InputSizes, input_sizes
+from seqpar.passes.read_guard import ReadGuard
+from seqpar.passes.state import StateWrite
+from seqpar.passes.trace import Mutation, Traced
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
 log = logging.getLogger("seqpar")
@@ -29,27 +31,51 @@ MAX_ALTERNATIVES = 16  # programs of one signature, for different values the mod
 
 
 @dataclass(frozen=True)
-class Program:
-    """One emitted program.
+class Interface:
+    """What a program takes and returns, and when it may be used: all that is needed of a trace once the program is emitted.
 
-    Shapes: `run` takes the global tensors of the placeholders of `traced.gm` and returns the flat outputs of the model, whole.
+    sizes: of the inputs. out_spec: pytree spec of the model's result, whose leaves are the first outputs; mutations, states: what the
+    others are. guard: the values the model reads from its inputs. seconds: what making the program took.
     """
 
-    traced: Traced
+    sizes: InputSizes
+    symbolic: bool
+    out_spec: Any
+    mutations: tuple[Mutation, ...] = ()
+    states: tuple[StateWrite, ...] = ()
+    guard: ReadGuard | None = None
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(traced: Traced, conditions: Iterable[sympy.Basic] = ()) -> "Interface":
+        """conditions: what the partition assumed about the sizes."""
+        symbolic = traced.shape_env is not None
+        return Interface(input_sizes(traced, conditions), symbolic, traced.out_spec, traced.mutations, traced.states, traced.guard, traced.seconds)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One emitted program. traced, partitioned: what it was made from; None for a program from a file.
+
+    Shapes: `run` takes the global tensors of the placeholders of `gm` and returns the flat outputs of the model, whole.
+    """
+
+    interface: Interface
     gm: fx.GraphModule
     run: Callable[..., Sequence[Any]]
     plan: Any
-    conditions: tuple[sympy.Basic, ...] = ()
     split: bool = False  # over several ranks
+    traced: Traced | None = None
+    partitioned: Any = None
 
     @property
     def symbolic(self) -> bool:
         """True if other input sizes can use it."""
-        return self.traced.shape_env is not None
+        return self.interface.symbolic
 
     def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
         """True if the values the model reads from these tensors (placeholder order) are those the program is made for."""
-        guard = self.traced.guard
+        guard = self.interface.guard
         return guard is None or guard.holds([tensor.contiguous() for tensor in tensors])
 
 
@@ -97,14 +123,25 @@ class Specialisation:
             self.program, self.others = program, rest[: limit - 1]
 
     def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module, arguments: Mapping[str, Any] | None = None) -> Any:
-        traced = self.program.traced
+        interface = self.program.interface
         inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
         outputs = run_program(self.program, inputs, model) if torch.is_grad_enabled() else self.program.run(*inputs)
-        if traced.mutations:
-            write_back(traced, outputs, tensors, model)
-        for write in traced.states:
+        if interface.mutations:
+            write_back(interface, outputs, tensors, model)
+        for write in interface.states:
             write.apply(arguments[write.argument], tensors, outputs)  # type: ignore[index]
-        return pytree.tree_unflatten(list(outputs[: traced.num_outputs]), traced.out_spec)
+        return pytree.tree_unflatten(list(outputs[: interface.out_spec.num_leaves]), interface.out_spec)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a module starts with instead of compiling an example. Invariants: `specialisations` is not empty, the latest used first."""
+
+    signature: Signature
+    specialisations: Sequence[Specialisation]
+
+    def __post_init__(self) -> None:
+        assert self.specialisations
 
 
 class RefuseBackward(torch.autograd.Function):
@@ -142,10 +179,10 @@ def run_program(program: Program, inputs: Sequence[torch.Tensor], model: torch.n
     return without_gradients(program.run, inputs, model.parameters()) if program.split else program.run(*inputs)
 
 
-def write_back(traced: Traced, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
+def write_back(interface: Interface, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
     """Copy the new contents of buffers and inputs the model writes to where they belong."""
     with torch.no_grad():
-        for mutation in traced.mutations:
+        for mutation in interface.mutations:
             target = model.get_buffer(mutation.buffer) if mutation.buffer is not None else tensors[mutation.placeholder]  # type: ignore[index]
             target.copy_(outputs[mutation.output])
 
@@ -162,7 +199,9 @@ class SequenceParallelModule(torch.nn.Module):
         TraceError, MeshError, DisagreementError: a new program was needed and could not be made.
     """
 
-    def __init__(self, model: torch.nn.Module, builder: Builder, args: Sequence[Any], kwargs: Mapping[str, Any], *, max_programs: int = 32):
+    def __init__(
+        self, model: torch.nn.Module, builder: Builder, args: Sequence[Any], kwargs: Mapping[str, Any], *, max_programs: int = 32, loaded: Loaded | None = None
+    ):
         super().__init__()
         del self.__dict__["training"]  # the model's own, through __getattr__
         for shared in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -170,7 +209,7 @@ class SequenceParallelModule(torch.nn.Module):
         state = {
             "_model": model,
             "_builder": builder,
-            "_signature": Signature(inspect.signature(model.forward), args, kwargs),
+            "_signature": Signature(inspect.signature(model.forward), args, kwargs) if loaded is None else loaded.signature,
             "_max_programs": max_programs,
             "_programs": OrderedDict(),
             "_fast": {},
@@ -180,7 +219,11 @@ class SequenceParallelModule(torch.nn.Module):
         }
         self.__dict__.update(state)
         self.__dict__["forward"] = model_forward(self, model)
-        self._current = self._specialise(args, kwargs, None)
+        if loaded is None:
+            self._current = self._specialise(args, kwargs, None)
+        else:
+            self._programs.update((found.key, found) for found in loaded.specialisations)
+            self._current = loaded.specialisations[0]
 
     # ---- calling
 
@@ -207,20 +250,20 @@ class SequenceParallelModule(torch.nn.Module):
                 specialisation.used = next(self._clock)
             inputs = [tensors[index] for index in order]
         # Every rank has the same inputs, so all of them find a program, or all of them make one.
-        if specialisation.program.traced.guard is not None and not specialisation.choose(inputs):
+        if specialisation.program.interface.guard is not None and not specialisation.choose(inputs):
             self._respecialise(specialisation, args, kwargs, inputs)
-        arguments = self._signature.bound(args, kwargs) if specialisation.program.traced.states else None
+        arguments = self._signature.bound(args, kwargs) if specialisation.program.interface.states else None
         return specialisation(inputs, self._model, arguments)
 
     def _respecialise(self, specialisation: Specialisation, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> None:
         """Build the program for other values read from the inputs."""
-        name, guard = type(self._model).__name__, specialisation.program.traced.guard
+        name, guard = type(self._model).__name__, specialisation.program.interface.guard
         read = guard.changed([tensor.contiguous() for tensor in inputs]) if guard is not None else None
         reason = f"{read.function} reads another value at {read.where}" if read is not None else "a value read from the inputs changed"
         if len(specialisation.programs) == MAX_ALTERNATIVES:
             log.warning("%s: more than %d programs for inputs of one signature, each compiled for other values: %s", name, MAX_ALTERNATIVES, reason)
         program = self._builder.build(self._signature.check(args, kwargs), static=not specialisation.program.symbolic)
-        log.info("%s: a program was compiled in %.1f s: %s", name, program.traced.seconds, reason)
+        log.info("%s: a program was compiled in %.1f s: %s", name, program.interface.seconds, reason)
         specialisation.use(program)
         self._evict()
 
@@ -264,7 +307,7 @@ class SequenceParallelModule(torch.nn.Module):
         for found, program in known:
             if not program.symbolic or fixed_part(found.key) != fixed_part(key):
                 continue
-            failed = failed_guard(program.traced, [tensor.shape for tensor in tensors], program.conditions)
+            failed = program.interface.sizes.failed([tensor.shape for tensor in tensors])
             if failed is None and program.fits(tensors):
                 self._builder.reuse(call)
                 log.info("%s: the symbolic program is reused for %s", name, differences(found.summary, summary(call)))
@@ -279,7 +322,7 @@ class SequenceParallelModule(torch.nn.Module):
         static = bool(known) and not any(program.symbolic for _, program in known)
         program = self._builder.build(call, static=static)
         kind = "symbolic" if program.symbolic else "fixed sizes"
-        log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.traced.seconds, reason)
+        log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.interface.seconds, reason)
         return program
 
     def _evict(self) -> None:
@@ -307,6 +350,12 @@ class SequenceParallelModule(torch.nn.Module):
     def explain(self) -> str:
         """What was sharded, what is communicated, and why, for the latest call."""
         return self.plan.explain()
+
+    def save(self, path: Any) -> None:
+        """Write all programs to a file; see `seqpar.save`."""
+        from seqpar.saving import save
+
+        save(self, path)
 
     def recompile(self) -> None:
         """Forget all programs; the next call makes a new one."""
