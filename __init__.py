@@ -12,12 +12,19 @@ from seqpar.errors import SeqparError
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
     from seqpar.planning import plan
+    from seqpar.saving import load, save
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "plan", "sp_compile", "verify"]
+__all__ = ["SeqparError", "load", "plan", "save", "sp_compile", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
-PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.planning", "verify": "seqpar.verification"}
+PUBLIC = {
+    "load": "seqpar.saving",
+    "plan": "seqpar.planning",
+    "save": "seqpar.saving",
+    "sp_compile": "seqpar.compile",
+    "verify": "seqpar.verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -135,13 +135,16 @@ class Compiler:
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
         unbound = partitioned.program(self.mesh.rank if self.mesh is not None else 0)
         gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
-        # A module that runs as it is stays outside what the backend compiles.
-        run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not traced.opaque, dynamic=traced.shape_env is not None)
+        run = self.runnable(gm, opaque=bool(traced.opaque), symbolic=traced.shape_env is not None)
         slim = dataclasses.replace(traced, call=traced.call.without_data())
         partitioned.traced = dataclasses.replace(partitioned.traced, call=slim.call)  # it is kept, and must not keep the example alive
         interface = Interface.of(slim, partitioned.conditions)
         program = Program(interface, gm, run, partitioned.plan, split=bool(axes_used(unbound)), traced=slim, partitioned=partitioned)
         return program, partitioned.fingerprint
+
+    def runnable(self, gm: Any, *, opaque: bool, symbolic: bool) -> Any:
+        """What calls a bound program. A module that runs as it is (`opaque`) stays outside what the backend compiles."""
+        return gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not opaque, dynamic=symbolic)
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:
         """Compare `text` over the ranks of the sequence mesh."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,50 @@ class Plan:
             "seconds": dict(self.seconds),
         }
 
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: it is not what `to_dict` returned; names the field.
+        """
+        return read_dataclass(Plan, data)
+
     def explain(self) -> str:
         """The plan as one page of text."""
         from seqpar.passes.report import explain
 
         return explain(self)
+
+
+def read_dataclass(kind: Any, data: Any) -> Any:
+    """A value of the type `kind` (a dataclass, a tuple, a mapping or a plain one) from what JSON keeps of it; what `kind` does not have is left out."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        types, missing = get_type_hints(kind), []
+        values = {}
+        for one in fields(kind):
+            if one.name in data:
+                values[one.name] = read_dataclass(types[one.name], data[one.name])
+            elif one.init and one.default is MISSING and one.default_factory is MISSING:
+                missing.append(one.name)
+        if missing:
+            raise ValueError(f"a {kind.__name__} needs {', '.join(missing)}")
+        return kind(**{name: value for name, value in values.items() if name in {one.name for one in fields(kind) if one.init}})
+    if origin in (Union, UnionType):
+        rest = [part for part in parts if part is not type(None)]
+        return None if data is None else read_dataclass(rest[0], data) if len(rest) == 1 else data
+    if origin is tuple:
+        return tuple(read_dataclass(parts[0 if parts[-1] is Ellipsis else i], item) for i, item in enumerate(data))
+    if origin is list:
+        return [read_dataclass(parts[0], item) for item in data]
+    if origin in (dict, Mapping):
+        return {read_key(parts[0], key): read_dataclass(parts[1], item) for key, item in data.items()}
+    if kind in (int, float, str, bool) and not isinstance(data, (int, float) if kind is float else kind):
+        raise ValueError(f"{data!r:.60} is no {kind.__name__}")
+    return data
+
+
+def read_key(kind: Any, key: Any) -> Any:
+    """JSON keeps keys as text."""
+    return int(key) if kind is int else key
