@@ -157,17 +157,17 @@ def read_spec(data: Any, codec: Codec) -> Any:
     """The inverse of `write_spec`; checked by putting it together once."""
     try:
         skeleton = unflatten(data, codec)
-        leaves, spec = pytree.tree_flatten(skeleton, is_leaf=lambda value: value is LEAF)
+        leaves, spec = pytree.tree_flatten(skeleton)
     except SavedProgramError:
         raise
     except Exception as error:
         raise SavedProgramError(f"the file holds a structure that cannot be put together: {type(error).__name__}: {error}") from None
-    if any(leaf is not LEAF for leaf in leaves):
+    if any(leaf != LEAF for leaf in leaves):
         raise SavedProgramError("the file holds a structure that cannot be put together")
     return spec
 
 
-LEAF = object()
+LEAF = 0  # sizes are containers of numbers
 
 
 def unflatten(data: Any, codec: Codec) -> Any:
