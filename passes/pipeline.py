@@ -25,6 +25,7 @@ from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
+from seqpar.passes.drawing import Source
 from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.kernels import kernels_to_attention
@@ -116,6 +117,7 @@ class Partitioned:
             replicated_ops=self._replicated(whole),
             seconds=dict(self._seconds),
             nothing_to_shard=self.nothing_to_shard,
+            inspector=Source(self),
         )
 
     @staticmethod

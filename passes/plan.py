@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from types import UnionType
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from seqpar.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,13 @@ class Plan:
     replicated_ops: tuple[ReplicatedOp, ...]
     seconds: Mapping[str, float]
     nothing_to_shard: bool = False
+    inspector: Any = field(default=None, compare=False, repr=False)  # has what pictures are made of; not compared, copied, pickled or saved
 
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "inspector": None}
 
     @property
     def world_size(self) -> int:
@@ -68,10 +76,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inspector"}
         return {
             "world_size": self.world_size,
             "sharded_flop_fraction": self.sharded_flop_fraction,
-            **asdict(self),
+            **plain,
             "flops_per_rank": list(self.flops_per_rank),
             "attention": [asdict(a) for a in self.attention],
             "replicated_ops": [asdict(o) for o in self.replicated_ops],
@@ -95,13 +104,43 @@ class Plan:
 
         return explain(self)
 
+    def to_dot(self) -> str:
+        """The program of one rank in the language of graphviz, blocks folded where they repeat.
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_dot import to_dot
+
+        return to_dot(self._drawing())
+
+    def to_html(self, path: Any, title: str = "") -> None:
+        """Write one page with the same picture, bars per rank, details and a search; it needs nothing else, and no network.
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_html import to_html
+
+        page = to_html(self._drawing(), title or f"seqpar plan, ulysses {self.ulysses} x ring {self.ring}")
+        Path(path).write_text(page, encoding="utf-8")
+
+    def _drawing(self) -> Any:
+        from seqpar.passes.drawing import drawing
+
+        if self.inspector is None:
+            raise UnsupportedError("this plan was loaded or sent from another process and has no graph to draw; make it with seqpar.plan or sp_compile, and draw that")
+        return drawing(self.inspector.partitioned)
+
 
 def read_dataclass(kind: Any, data: Any) -> Any:
     """A value of the type `kind` (a dataclass, a tuple, a mapping or a plain one) from what JSON keeps of it; what `kind` does not have is left out."""
     origin, parts = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        types, missing = get_type_hints(kind), []
-        values = {}
+        # Field by field: the types of those that no file has may be known to type checkers only.
+        named = SimpleNamespace(__annotations__={one.name: one.type for one in fields(kind) if one.name in data})
+        types = get_type_hints(named, globalns=vars(sys.modules[kind.__module__]))
+        values, missing = {}, []
         for one in fields(kind):
             if one.name in data:
                 values[one.name] = read_dataclass(types[one.name], data[one.name])

@@ -1,0 +1,110 @@
+"""A drawing as one page that needs nothing else: pictures of the stages, bars per rank, a search, details of every box.
+
+The boxes are placed by networkx, the page is put together by jinja2 from `plan.html.jinja`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from itertools import pairwise
+
+import networkx as nx
+
+from seqpar.passes.drawing import Box, Drawing, Stage
+from seqpar.passes.report import amount
+
+WIDTH, HEIGHT = 176, 46  # of a box, in pixels
+GAP_X, GAP_Y = 18, 26
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A box and where its upper left corner is; points: of the edges."""
+
+    box: Box
+    x: float
+    y: float
+    number: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A stage with all positions. lines: one SVG path per edge; sharded: share of its boxes that work on parts."""
+
+    stage: Stage
+    count: int
+    placed: tuple[Placed, ...]
+    lines: tuple[str, ...]
+    width: float
+    height: float
+
+    @property
+    def kind(self) -> str:
+        """How it is coloured in the overview."""
+        computing = [box for box in self.stage.boxes if box.kind in ("compute", "attention")]
+        sharded = sum(box.sharded for box in computing)
+        return "plain" if not computing else "sharded" if sharded == len(computing) else "mixed" if sharded else "whole"
+
+
+def to_html(drawing: Drawing, title: str) -> str:
+    """The page."""
+    import jinja2
+
+    template = resources.files("seqpar.passes").joinpath("plan.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    pictures = [picture(i, stage, count) for i, (stage, count) in enumerate(zip(drawing.stages, drawing.repeats, strict=True))]
+    details = {placed.number: [asdict(op) for op in placed.box.ops] for one in pictures for placed in one.placed}
+    everyone = (*drawing.ranks, drawing.alone)
+    return environment.from_string(template).render(
+        title=title,
+        drawing=drawing,
+        everyone=everyone,
+        pictures=pictures,
+        # A script of data ends at "</": that must not be in it.
+        details=json.dumps(details, separators=(",", ":")).replace("<", "\\u003c"),
+        amount=amount,
+        width=WIDTH,
+        height=HEIGHT,
+        most_memory=max(1, *(use.weights + use.inputs + use.activations for use in everyone)),
+        most_received=max(1, *(use.received for use in everyone)),
+        most_flops=max(1, *(use.flops for use in everyone)),
+    )
+
+
+def picture(number: int, stage: Stage, count: int) -> Picture:
+    """Place the boxes of a stage in layers; an edge that others imply is left out."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(stage.boxes)))
+    graph.add_edges_from(stage.edges)
+    graph = nx.transitive_reduction(graph)
+    for layer, members in enumerate(nx.topological_generations(graph)):
+        for member in members:
+            graph.nodes[member]["layer"] = layer
+    places = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
+    columns, rows = (sorted({round(float(place[axis]), 6) for place in places.values()}) for axis in (0, 1))
+    step = min((b - a for values in (columns, rows) for a, b in pairwise(values)), default=1.0)
+    wide = min((b - a for layer in layers(graph) for a, b in pairwise(sorted(float(places[m][0]) for m in layer))), default=step)
+    placed = []
+    for i, box in enumerate(stage.boxes):
+        column, row = float(places[i][0]) - columns[0], rows.index(round(float(places[i][1]), 6))
+        placed.append(Placed(box, 8 + column / wide * (WIDTH + GAP_X), 8 + row * (HEIGHT + GAP_Y), f"{number}-{i}"))
+    lines = tuple(line(placed[a], placed[b]) for a, b in sorted(graph.edges))
+    right, bottom = max((p.x for p in placed), default=0), max((p.y for p in placed), default=0)
+    return Picture(stage, count, tuple(placed), lines, right + WIDTH + 8, bottom + HEIGHT + 8)
+
+
+def layers(graph: nx.DiGraph) -> list[list[int]]:
+    """The boxes of each layer."""
+    found: dict[int, list[int]] = {}
+    for node, layer in graph.nodes(data="layer"):
+        found.setdefault(layer, []).append(node)
+    return list(found.values())
+
+
+def line(one: Placed, two: Placed) -> str:
+    """From the lower edge of a box to the upper edge of another."""
+    x1, y1, x2, y2 = one.x + WIDTH / 2, one.y + HEIGHT, two.x + WIDTH / 2, two.y
+    middle = (y1 + y2) / 2
+    return f"M{x1:.1f},{y1:.1f} C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2 - 2:.1f}"
