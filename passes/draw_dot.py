@@ -15,7 +15,7 @@ WHOLE = "#f4f0d8"
 
 def to_dot(drawing: Drawing) -> str:
     """One cluster per stage; `dot -Tsvg` draws it."""
-    lines = ["digraph plan {", "  node [shape=box, style=filled, fontsize=10];", f"  label={quoted(f'ulysses {drawing.ulysses} x ring {drawing.ring}')};"]
+    lines = ["digraph plan {", "  compound=true;", "  node [shape=box, style=filled, fontsize=10];", f"  label={quoted(f'ulysses {drawing.ulysses} x ring {drawing.ring}')};"]
     for i, (stage, count) in enumerate(zip(drawing.stages, drawing.repeats, strict=True)):
         title = stage.title + (f"  x {count}" if count > 1 else "")
         lines += [f"  subgraph cluster_{i} {{", f"    label={quoted(title)};"]

@@ -17,11 +17,12 @@ from seqpar.passes.report import amount
 
 WIDTH, HEIGHT = 176, 46  # of a box, in pixels
 GAP_X, GAP_Y = 18, 26
+OPENED = 2  # stages that are open at first
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A box and where its upper left corner is; points: of the edges."""
+    """A box and where its upper left corner is; number: of its element and its details."""
 
     box: Box
     x: float
@@ -31,7 +32,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Picture:
-    """A stage with all positions. lines: one SVG path per edge; sharded: share of its boxes that work on parts."""
+    """A stage with all positions. lines: one SVG path per edge."""
 
     stage: Stage
     count: int
@@ -41,11 +42,25 @@ class Picture:
     height: float
 
     @property
+    def computing(self) -> list[Box]:
+        return [box for box in self.stage.boxes if box.kind in ("compute", "attention")]
+
+    @property
+    def operators(self) -> int:
+        return sum(len(box.ops) for box in self.stage.boxes)
+
+    @property
+    def share(self) -> float:
+        """Of this rank's work, what is done on parts; of operators where none of them is a contraction."""
+        total, of_parts = (sum(box.flops for box in boxes) for boxes in (self.computing, [box for box in self.computing if box.sharded]))
+        if not total:
+            total, of_parts = (sum(len(box.ops) for box in boxes) for boxes in (self.computing, [box for box in self.computing if box.sharded]))
+        return of_parts / total if total else 0.0
+
+    @property
     def kind(self) -> str:
         """How it is coloured in the overview."""
-        computing = [box for box in self.stage.boxes if box.kind in ("compute", "attention")]
-        sharded = sum(box.sharded for box in computing)
-        return "plain" if not computing else "sharded" if sharded == len(computing) else "mixed" if sharded else "whole"
+        return "plain" if not self.computing else "sharded" if self.share == 1 else "mixed" if self.share else "whole"
 
 
 def to_html(drawing: Drawing, title: str) -> str:
@@ -55,12 +70,14 @@ def to_html(drawing: Drawing, title: str) -> str:
     template = resources.files("seqpar.passes").joinpath("plan.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     pictures = [picture(i, stage, count) for i, (stage, count) in enumerate(zip(drawing.stages, drawing.repeats, strict=True))]
+    opened = [i for i, stage in enumerate(drawing.stages) if stage.received and any(box.kind == "attention" for box in stage.boxes)][:OPENED]
     details = {placed.number: [asdict(op) for op in placed.box.ops] for one in pictures for placed in one.placed}
     everyone = (*drawing.ranks, drawing.alone)
     return environment.from_string(template).render(
         title=title,
         drawing=drawing,
         everyone=everyone,
+        opened=opened,
         pictures=pictures,
         # A script of data ends at "</": that must not be in it.
         details=json.dumps(details, separators=(",", ":")).replace("<", "\\u003c"),

@@ -8,6 +8,7 @@ After:  stages (a block of the model, equal ones in a row folded to one with a c
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from seqpar.compat import pytree
 from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.count import CountInterpreter, Counts, to_meta
 from seqpar.passes.localise import source_line
+from seqpar.passes.report import short
 from seqpar.runtime.counting import CountingGroup
 from seqpar.runtime.layout import first_rank, gather, shard
 from seqpar.runtime.ring import ring_attention, split_kv_attention
@@ -212,11 +214,13 @@ def drawing(partitioned: Partitioned) -> Drawing:
     values = [n.meta["val"] for n in partitioned.traced.gm.graph.nodes if n.op == "placeholder"]
     sizes = [[hint(s.node.expr) if isinstance(s, torch.SymInt) else int(s) for s in v.shape] for v in values]
     example = [torch.empty(shape, dtype=value.dtype, device="meta") for shape, value in zip(sizes, values, strict=True)]
-    runs = [watch(partitioned.program(rank), example, degrees.ulysses, degrees.ring, rank) for rank in range(degrees.ranks)]
+    same = [next(r for r in range(degrees.ranks) if partitioned.counts[r] is own) for own in partitioned.counts]  # ranks with parts of equal sizes
+    runs = {rank: watch(partitioned.program(rank), example, degrees.ulysses, degrees.ring, rank) for rank in sorted(set(same))}
+    uses = tuple(replace(runs[like][2], rank=rank) for rank, like in enumerate(same))
     seen, counts, _ = runs[0]
-    alone = runs[0][2] if degrees.ranks == 1 else watch(partitioned.traced.gm, example, 1, 1, 0)[2]
+    alone = uses[0] if degrees.ranks == 1 else watch(partitioned.traced.gm, example, 1, 1, 0)[2]
     stages, repeats = folded(stages_of(gm.graph, Describer(partitioned, seen, counts)))
-    return Drawing(degrees.ulysses, degrees.ring, stages, repeats, tuple(use for _, _, use in runs), alone)
+    return Drawing(degrees.ulysses, degrees.ring, stages, repeats, uses, alone)
 
 
 class Describer:
@@ -260,8 +264,16 @@ class Describer:
         text = self.view.text(source, layout) if source is not None and layout is not None and source in self.view.inference.axes else ""
         call = str(node.target) if node.op == "placeholder" else getattr(node.target, "__name__", str(node.target)).split(".")[0]
         call += f" over {node.kwargs['group']}" if "group" in node.kwargs else ""
-        where = " ".join(source_line(node).split())
-        return Op(node.name, call, self.module(node), self.seen.shapes[node.name], text, where, self.seen.received[node.name], self.counts.flops.get(node.name, 0))
+        return Op(node.name, call, self.module(node), self.seen.shapes[node.name], text, where(node), self.seen.received[node.name], self.counts.flops.get(node.name, 0))
+
+
+def where(node: Node) -> str:
+    """`package/x.py:12 in forward: return self.proj(x)`, the user's own line."""
+    found = re.match(r'File "([^"]+)", line (\d+), in (\S+) ?(.*)', " ".join(source_line(node).split()))
+    if found is None:
+        return ""
+    path, line, function, code = found.groups()
+    return f"{short(path)}:{line} in {function}" + (f": {code}" if code else "")
 
 
 def stages_of(graph: fx.Graph, describer: Describer) -> list[Stage]:

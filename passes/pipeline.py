@@ -101,7 +101,7 @@ class Partitioned:
     @cached_property
     def plan(self) -> Plan:
         degrees = self.solution.degrees
-        counts = self._counts()
+        counts = self.counts
         sizes = self.inference.table.sizes
         whole = {n.name: f for n in self.inference.relations if (f := self._contraction(n, sizes))}
         kinds = counts[0].traffic.bytes
@@ -124,7 +124,8 @@ class Partitioned:
     def _contraction(node: Node, sizes: Sizes) -> int:
         return node_work(node, sizes) if "flops" in node.meta or is_contraction(node.target) else 0
 
-    def _counts(self) -> list[Counts]:
+    @cached_property
+    def counts(self) -> list[Counts]:
         """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""
         degrees, example = self.solution.degrees, self._example()
         known: dict[object, Counts] = {}

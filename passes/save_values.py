@@ -156,28 +156,23 @@ def write_spec(spec: Any, codec: Codec) -> Any:
 def read_spec(data: Any, codec: Codec) -> Any:
     """The inverse of `write_spec`; checked by putting it together once."""
     try:
-        skeleton = unflatten(data, codec)
-        leaves, spec = pytree.tree_flatten(skeleton)
+        spec = build_spec(data, codec)
+        pytree.tree_unflatten([0] * spec.num_leaves, spec)
     except SavedProgramError:
         raise
     except Exception as error:
         raise SavedProgramError(f"the file holds a structure that cannot be put together: {type(error).__name__}: {error}") from None
-    if any(leaf != LEAF for leaf in leaves):
-        raise SavedProgramError("the file holds a structure that cannot be put together")
     return spec
 
 
-LEAF = 0  # sizes are containers of numbers
-
-
-def unflatten(data: Any, codec: Codec) -> Any:
+def build_spec(data: Any, codec: Codec) -> Any:
     if data is None:
-        return LEAF
+        return pytree.tree_structure(0)
     name, context, children = data
     kind = find_type(name)
     if kind not in pytree.SUPPORTED_NODES:
         raise SavedProgramError(f"the file names {name} as a container")
-    return pytree.SUPPORTED_NODES[kind].unflatten_fn([unflatten(child, codec) for child in children], codec.read(context))
+    return pytree.TreeSpec(kind, codec.read(context), [build_spec(child, codec) for child in children])
 
 
 def write_tensor(tensor: torch.Tensor) -> tuple[dict[str, Any], bytes]:
