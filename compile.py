@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from seqpar.errors import MeshError, SignatureError
-from seqpar.module import Interface, Program, SequenceParallelModule
+from seqpar.module import SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
+from seqpar.program import Interface, Program
 from seqpar.signature import read
 
 log = logging.getLogger("seqpar")

@@ -12,7 +12,7 @@ import torch
 
 from seqpar.compile import Compiler
 from seqpar.errors import SavedProgramError
-from seqpar.module import Interface, Loaded, Program, SequenceParallelModule, Specialisation
+from seqpar.module import Loaded, SequenceParallelModule, Specialisation
 from seqpar.passes.arguments import Call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.plan import Plan
@@ -22,6 +22,7 @@ from seqpar.passes.save_graph import Constants, plain_name, read_constants, read
 from seqpar.passes.save_sizes import read_sizes, write_sizes
 from seqpar.passes.save_values import Codec, read_spec, read_tensor, write_spec, write_tensor
 from seqpar.passes.trace import Mutation
+from seqpar.program import Interface, Program
 from seqpar.signature import Signature
 
 Members = dict[str, Any]

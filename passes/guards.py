@@ -12,8 +12,6 @@ import sympy
 from seqpar.compat import shape_guards, symbol_range, symbolic_shape
 from seqpar.passes.trace import Traced
 
-Size = int | sympy.Expr
-
 
 @dataclass(frozen=True)
 class InputSizes:
@@ -24,7 +22,7 @@ class InputSizes:
     """
 
     names: tuple[str, ...]
-    shapes: tuple[tuple[Size, ...], ...]
+    shapes: tuple[tuple[int | sympy.Expr, ...], ...]
     symbols: Mapping[sympy.Symbol, tuple[int, int]]
     ranges: Mapping[sympy.Symbol, tuple[sympy.Expr, sympy.Expr]]
     relations: tuple[sympy.Basic, ...]
