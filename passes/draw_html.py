@@ -1,6 +1,6 @@
-"""A drawing as one page that needs nothing else: pictures of the stages, bars per rank, a search, details of every box.
+"""A drawing as one page that needs nothing else (pictures of the stages, bars per rank, a search, details of every box), or as SVG.
 
-The boxes are placed by networkx, the page is put together by jinja2 from `plan.html.jinja`.
+The boxes are placed by networkx, the page is put together by jinja2 from `plan.html.jinja`, the SVG from `plan.svg.jinja`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 
@@ -28,6 +29,22 @@ class Placed:
     x: float
     y: float
     number: str
+
+    @property
+    def colour(self) -> str:
+        """The class that colours it."""
+        return self.box.kind if self.box.kind != "compute" else "sharded" if self.box.sharded else "whole"
+
+    @property
+    def title(self) -> str:
+        """Its first line."""
+        return f"{self.box.title} · {self.box.module}" if self.box.module and self.box.kind == "compute" else self.box.title
+
+    @property
+    def subtitle(self) -> str:
+        """Its second line: bytes of an exchange, the operators, or the layout of a single one."""
+        last = self.box.ops[-1]
+        return f"{amount(self.box.received)}B" if self.box.received else self.box.common if len(self.box.ops) > 1 else last.layout or last.shape
 
 
 @dataclass(frozen=True)
@@ -65,15 +82,12 @@ class Picture:
 
 def to_html(drawing: Drawing, title: str) -> str:
     """The page."""
-    import jinja2
-
-    template = resources.files("seqpar.passes").joinpath("plan.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     pictures = [picture(i, stage, count) for i, (stage, count) in enumerate(zip(drawing.stages, drawing.repeats, strict=True))]
     opened = [i for i, stage in enumerate(drawing.stages) if stage.received and any(box.kind == "attention" for box in stage.boxes)][:OPENED]
     details = {placed.number: [asdict(op) for op in placed.box.ops] for one in pictures for placed in one.placed}
     everyone = (*drawing.ranks, drawing.alone)
-    return environment.from_string(template).render(
+    return render(
+        "plan.html.jinja",
         title=title,
         drawing=drawing,
         everyone=everyone,
@@ -88,6 +102,29 @@ def to_html(drawing: Drawing, title: str) -> str:
         most_received=max(1, *(use.received for use in everyone)),
         most_flops=max(1, *(use.flops for use in everyone)),
     )
+
+
+def to_svg(drawing: Drawing, title: str, *, only: str = "") -> str:
+    """The pictures of the stages, one below the other; `only` those with this in their name."""
+    chosen = [(stage, count) for stage, count in zip(drawing.stages, drawing.repeats, strict=True) if only in stage.title]
+    pictures = [picture(i, stage, count) for i, (stage, count) in enumerate(chosen)]
+    tops, top = [], 32.0
+    for one in pictures:
+        tops.append(top)
+        top += one.height + 32
+    width = max((one.width for one in pictures), default=200.0) + 16
+    return render(
+        "plan.svg.jinja", title=title, width=width, height=top + 4, pictures=list(zip(pictures, tops, strict=True)), box_width=WIDTH, box_height=HEIGHT
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder with values; all text in it is escaped."""
+    import jinja2
+
+    text = resources.files("seqpar.passes").joinpath(template).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(text).render(**values)
 
 
 def picture(number: int, stage: Stage, count: int) -> Picture:

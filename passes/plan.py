@@ -125,6 +125,16 @@ class Plan:
         page = to_html(self._drawing(), title or f"seqpar plan, ulysses {self.ulysses} x ring {self.ring}")
         Path(path).write_text(page, encoding="utf-8")
 
+    def to_svg(self, path: Any, title: str = "", only: str = "") -> None:
+        """Write the pictures of that page alone; of the stages with `only` in their name (a module path).
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_html import to_svg
+
+        Path(path).write_text(to_svg(self._drawing(), title or f"ulysses {self.ulysses} x ring {self.ring}", only=only), encoding="utf-8")
+
     def _drawing(self) -> Any:
         from seqpar.passes.drawing import drawing
 

@@ -3,11 +3,12 @@
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
 from seqpar.passes.draw_dot import quoted, to_dot
-from seqpar.passes.draw_html import HEIGHT, WIDTH, picture, to_html
+from seqpar.passes.draw_html import HEIGHT, WIDTH, picture, to_html, to_svg
 from seqpar.passes.drawing import Box, Drawing, Op, RankUse, Stage
 
 EVIL = "</script><script>alert(1)</script>"
@@ -105,3 +106,9 @@ def test_dot():
     text = to_dot(DRAWING)
     assert text.count("{") == text.count("}") == 3 and text.count(" -> ") == 5 and 'label="blocks.0 … blocks.1  x 2"' in text
     assert "5 kB" in text and quoted('a"b\\c\nd') == '"a\\"b\\\\c\\nd"'
+
+
+def test_svg():
+    whole, part = (ElementTree.fromstring(to_svg(DRAWING, f"a {EVIL}", only=only)) for only in ("", "blocks"))
+    assert [sum(element.get("class") in ("sharded", "whole", "attention", "collective", "output") for element in svg.iter()) for svg in (whole, part)] == [5, 4]
+    assert any("5 kB" in (element.text or "") for element in part.iter()) and EVIL not in to_svg(DRAWING, EVIL)
