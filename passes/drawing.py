@@ -303,21 +303,26 @@ def relative(module: str) -> str:
 
 
 def stage(name: str, nodes: Sequence[Node], describer: Describer) -> Stage:
-    """Boxes of one stage: a node joins the last box of its kind, module and state, unless that would make a circle of boxes."""
+    """Boxes of one stage: a node joins the last box of its kind, module and state that it reads or that is as deep as it would be, so that
+    branches stay apart, unless that would make a circle of boxes."""
     boxes: list[tuple[tuple[str, bool, str], list[Node]]] = []
     home: dict[Node, int] = {}
     reach: list[set[int]] = []  # boxes each one depends on
+    depth: list[int] = []
     edges: set[tuple[int, int]] = set()
     for node in nodes:
         kind = describer.kind(node)
         key = (kind, describer.is_sharded[node], ".".join(relative(describer.module(node)).split(".")[:1]))
         before = {home[n] for n in inputs_of(node, home)}
         behind = before.union(*(reach[b] for b in before))
-        place = next((i for i in reversed(range(len(boxes))) if boxes[i][0] == key and not depends(behind - {i}, i, reach)), None)
+        level = 1 + max((depth[b] for b in before), default=0)
+        near = [i for i in reversed(range(len(boxes))) if boxes[i][0] == key and (i in before or depth[i] == level)]
+        place = next((i for i in near if not depends(behind - {i}, i, reach)), None)
         if place is None or kind in ("attention", "collective"):
             place = len(boxes)
             boxes.append((key, []))
             reach.append(set())
+            depth.append(level)
         boxes[place][1].append(node)
         home[node] = place
         reach[place] |= behind - {place}
