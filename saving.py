@@ -10,9 +10,8 @@ import io
 import json
 import os
 import re
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +47,22 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     }  # fmt: skip
     if builder.mesh is not None and builder.mesh.rank > 0:
         return
-    members = {HEADER: header, **content}
-    # A reader sees the old file or the new one: other groups of ranks may write the same.
     target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as part:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, value in members.items():
-                archive.writestr(name, json.dumps(value, allow_nan=False, separators=(",", ":")))
-            for name, data in raw.items():
-                archive.writestr(name, data)
-    os.replace(part.name, target)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        write_archive(part, {HEADER: header, **content}, raw)
+        os.replace(part, target)  # a reader sees the old file or the new one: other groups of ranks may write the same
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_archive(path: Path, members: Mapping[str, Any], raw: Mapping[str, bytes]) -> None:
+    """A zip of JSON members and raw ones."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, value in members.items():
+            archive.writestr(name, json.dumps(value, allow_nan=False, separators=(",", ":")))
+        for name, data in raw.items():
+            archive.writestr(name, data)
 
 
 def load(

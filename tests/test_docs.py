@@ -24,7 +24,7 @@ def run_blocks(page, folder):
 def test_saving(two_ranks, tmp_path):
     for names in two_ranks.run(run_blocks, "saving.md", str(tmp_path)):
         assert {"fast", "out"} <= set(names)
-    assert (tmp_path / "flux.seqpar").stat().st_size > 1000
+    assert (tmp_path / "block.seqpar").stat().st_size > 1000
 
 
 def test_pictures(tmp_path):
