@@ -12,15 +12,18 @@ from seqpar.errors import SeqparError
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
     from seqpar.planning import plan
+    from seqpar.saving import load, save
     from seqpar.suggestion import suggest
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "plan", "sp_compile", "suggest", "verify"]
+__all__ = ["SeqparError", "load", "plan", "save", "sp_compile", "suggest", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
 PUBLIC = {
-    "sp_compile": "seqpar.compile",
+    "load": "seqpar.saving",
     "plan": "seqpar.planning",
+    "save": "seqpar.saving",
+    "sp_compile": "seqpar.compile",
     "suggest": "seqpar.suggestion",
     "verify": "seqpar.verification",
 }

@@ -16,9 +16,9 @@ from torch import fx
 from seqpar.compat import lookup_backend, outside_compiler
 from seqpar.compile import Compiler, check_degrees, sequence_mesh
 from seqpar.errors import SeqparError
-from seqpar.module import Program, without_gradients
 from seqpar.passes.arguments import canonical_call
 from seqpar.passes.trace import Traced, trace
+from seqpar.program import Program, without_gradients
 
 OPTIONS = ("ulysses", "ring", "mesh", "backend")
 # Attention is written with one of these; a graph with none of them has nothing to shard.
@@ -122,6 +122,7 @@ def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any]) -
     Inputs the graph writes to (buffers among them) are updated afterwards.
     """
     traced = program.traced
+    assert traced is not None
     positions = traced.input_positions
     tensors = [leaves[position].contiguous() for position in positions]
     with torch.no_grad():

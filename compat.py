@@ -39,6 +39,8 @@ __all__ = [
     "pytree",
     "quiet",
     "shape_guards",
+    "size_bounds",
+    "size_functions",
     "sympy_interp",
     "symbol_range",
     "symbolic_shape",
@@ -150,3 +152,18 @@ def symbol_hints(shape_env: ShapeEnv | None) -> dict[sympy.Symbol, int]:
         return {}
     values = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
     return {symbol: int(value) for symbol, value in values.items()}
+
+
+def size_functions() -> tuple[type, ...]:
+    """The classes of torch's own functions of sizes that may occur in relations between input sizes."""
+    from torch.utils._sympy import functions
+
+    names = ("CeilDiv", "CeilToInt", "CleanDiv", "FloorDiv", "FloorToInt", "IntTrueDiv", "FloatTrueDiv", "Max", "Min", "Mod", "ModularIndexing", "PythonMod", "PowByNatural", "ToFloat", "TruncToInt", "Where")
+    return tuple(getattr(functions, name) for name in names if hasattr(functions, name))
+
+
+def size_bounds() -> dict[sympy.Basic, str]:
+    """Ends of ranges that are no numbers, and their names."""
+    from torch.utils._sympy.numbers import int_oo
+
+    return {int_oo: "int_oo", -int_oo: "-int_oo", sympy.oo: "oo", -sympy.oo: "-oo"}

@@ -14,10 +14,11 @@ import torch
 from torch import fx
 
 from seqpar.errors import MeshError, SignatureError
-from seqpar.module import Program, SequenceParallelModule
+from seqpar.module import SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
+from seqpar.program import Interface, Program
 from seqpar.runner import Runner
 from seqpar.signature import read
 
@@ -142,7 +143,9 @@ class Compiler:
         # A module that runs as it is stays outside what the backend compiles.
         run = Runner(gm, self.compiled(not traced.opaque, traced.shape_env is not None))
         slim = dataclasses.replace(traced, call=traced.call.without_data())
-        program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)), rank=rank)
+        interface = Interface.of(slim, partitioned.conditions)
+        split = bool(axes_used(unbound))
+        program = Program(interface, gm, run, partitioned.plan, split, rank=rank, traced=slim, partitioned=partitioned.without_data())
         return program, partitioned.fingerprint
 
     def compiled(self, fullgraph: bool, dynamic: bool) -> Callable[[fx.GraphModule], Callable[..., Any]] | None:

@@ -23,3 +23,7 @@ class UnsupportedError(SeqparError):
 
 class DisagreementError(SeqparError):
     """The ranks of one group hold different models, shapes or versions."""
+
+
+class SavedProgramError(SeqparError, ValueError):
+    """A program cannot be written to a file, or a file holds no program for this model, these versions or these ranks."""

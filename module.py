@@ -5,20 +5,17 @@ import inspect
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import sympy
 import torch
 from torch import fx
 
 from seqpar.compat import pytree
-from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
-from seqpar.passes.guards import failed_guard
 from seqpar.passes.readable import readable
-from seqpar.passes.trace import Traced
+from seqpar.program import Program, run_program, write_back
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
 log = logging.getLogger("seqpar")
@@ -27,32 +24,6 @@ log = logging.getLogger("seqpar")
 CHANGES_MODEL = ("lora", "adapter", "fuse", "load", "quant", "set_", "enable_", "disable_", "register_", "apply")
 
 MAX_ALTERNATIVES = 16  # programs of one signature, for different values the model reads from its inputs
-
-
-@dataclass(frozen=True)
-class Program:
-    """One emitted program.
-
-    Shapes: `run` takes the global tensors of the placeholders of `traced.gm` and returns the flat outputs of the model, whole.
-    """
-
-    traced: Traced
-    gm: fx.GraphModule
-    run: Callable[..., Sequence[Any]]
-    plan: Any
-    conditions: tuple[sympy.Basic, ...] = ()
-    split: bool = False  # over several ranks
-    rank: int = 0  # whose program it is, in the sequence mesh
-
-    @property
-    def symbolic(self) -> bool:
-        """True if other input sizes can use it."""
-        return self.traced.shape_env is not None
-
-    def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """True if the values the model reads from these tensors (placeholder order) are those the program is made for."""
-        guard = self.traced.guard
-        return guard is None or guard.holds([tensor.contiguous() for tensor in tensors])
 
 
 class Builder(Protocol):
@@ -99,57 +70,25 @@ class Specialisation:
             self.program, self.others = program, rest[: limit - 1]
 
     def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module, arguments: Mapping[str, Any] | None = None) -> Any:
-        traced = self.program.traced
+        interface = self.program.interface
         inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
         outputs = run_program(self.program, inputs, model) if torch.is_grad_enabled() else self.program.run(*inputs)
-        if traced.mutations:
-            write_back(traced, outputs, tensors, model)
-        for write in traced.states:
+        if interface.mutations:
+            write_back(interface, outputs, tensors, model)
+        for write in interface.states:
             write.apply(arguments[write.argument], tensors, outputs)  # type: ignore[index]
-        return pytree.tree_unflatten(list(outputs[: traced.num_outputs]), traced.out_spec)
+        return pytree.tree_unflatten(list(outputs[: interface.out_spec.num_leaves]), interface.out_spec)
 
 
-class RefuseBackward(torch.autograd.Function):
-    """Identity whose backward is an error: gradients would have to be exchanged between ranks."""
+@dataclass(frozen=True)
+class Loaded:
+    """What a module starts with instead of compiling an example. Invariants: `specialisations` is not empty, the latest used first."""
 
-    @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs, attached to `anchor` (a tensor that requires grad)."""
-        return tuple(output.detach() for output in outputs)
+    signature: Signature
+    specialisations: Sequence[Specialisation]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        """Raise."""
-        raise UnsupportedError(
-            "gradients through a program that is split over several ranks are not supported (this version is for inference): run the "
-            "model itself, or sp_compile with ulysses=1, ring=1"
-        )
-
-
-def without_gradients(run: Callable[..., Sequence[Any]], inputs: Sequence[Any], parameters: Iterable[torch.Tensor]) -> Sequence[Any]:
-    """Run forward only; outputs that would require grad raise in backward, so that no gradient is silently missing."""
-    with torch.no_grad():
-        outputs = list(run(*inputs))
-    anchor = next((tensor for tensor in (*inputs, *parameters) if isinstance(tensor, torch.Tensor) and tensor.requires_grad), None)
-    floating = [i for i, out in enumerate(outputs) if isinstance(out, torch.Tensor) and (out.is_floating_point() or out.is_complex())]
-    if anchor is not None and floating:
-        attached = RefuseBackward.apply(anchor, *(outputs[i] for i in floating))
-        for index, out in zip(floating, attached, strict=True):
-            outputs[index] = out
-    return outputs
-
-
-def run_program(program: Program, inputs: Sequence[torch.Tensor], model: torch.nn.Module) -> Sequence[Any]:
-    """Run with grad mode on: one rank's whole program is differentiable, a split one runs forward only."""
-    return without_gradients(program.run, inputs, model.parameters()) if program.split else program.run(*inputs)
-
-
-def write_back(traced: Traced, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
-    """Copy the new contents of buffers and inputs the model writes to where they belong."""
-    with torch.no_grad():
-        for mutation in traced.mutations:
-            target = model.get_buffer(mutation.buffer) if mutation.buffer is not None else tensors[mutation.placeholder]  # type: ignore[index]
-            target.copy_(outputs[mutation.output])
+    def __post_init__(self) -> None:
+        assert self.specialisations
 
 
 class SequenceParallelModule(torch.nn.Module):
@@ -164,7 +103,9 @@ class SequenceParallelModule(torch.nn.Module):
         TraceError, MeshError, DisagreementError: a new program was needed and could not be made.
     """
 
-    def __init__(self, model: torch.nn.Module, builder: Builder, args: Sequence[Any], kwargs: Mapping[str, Any], *, max_programs: int = 32):
+    def __init__(
+        self, model: torch.nn.Module, builder: Builder, args: Sequence[Any], kwargs: Mapping[str, Any], *, max_programs: int = 32, loaded: Loaded | None = None
+    ):
         super().__init__()
         del self.__dict__["training"]  # the model's own, through __getattr__
         for shared in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -172,7 +113,7 @@ class SequenceParallelModule(torch.nn.Module):
         state = {
             "_model": model,
             "_builder": builder,
-            "_signature": Signature(inspect.signature(model.forward), args, kwargs),
+            "_signature": Signature(inspect.signature(model.forward), args, kwargs) if loaded is None else loaded.signature,
             "_max_programs": max_programs,
             "_programs": OrderedDict(),
             "_fast": {},
@@ -182,7 +123,11 @@ class SequenceParallelModule(torch.nn.Module):
         }
         self.__dict__.update(state)
         self.__dict__["forward"] = model_forward(self, model)
-        self._current = self._specialise(args, kwargs, None)
+        if loaded is None:
+            self._current = self._specialise(args, kwargs, None)
+        else:
+            self._programs.update((found.key, found) for found in loaded.specialisations)
+            self._current = loaded.specialisations[0]
 
     # ---- calling
 
@@ -209,20 +154,20 @@ class SequenceParallelModule(torch.nn.Module):
                 specialisation.used = next(self._clock)
             inputs = [tensors[index] for index in order]
         # Every rank has the same inputs, so all of them find a program, or all of them make one.
-        if specialisation.program.traced.guard is not None and not specialisation.choose(inputs):
+        if specialisation.program.interface.guard is not None and not specialisation.choose(inputs):
             self._respecialise(specialisation, args, kwargs, inputs)
-        arguments = self._signature.bound(args, kwargs) if specialisation.program.traced.states else None
+        arguments = self._signature.bound(args, kwargs) if specialisation.program.interface.states else None
         return specialisation(inputs, self._model, arguments)
 
     def _respecialise(self, specialisation: Specialisation, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> None:
         """Build the program for other values read from the inputs."""
-        name, guard = type(self._model).__name__, specialisation.program.traced.guard
+        name, guard = type(self._model).__name__, specialisation.program.interface.guard
         read = guard.changed([tensor.contiguous() for tensor in inputs]) if guard is not None else None
         reason = f"{read.function} reads another value at {read.where}" if read is not None else "a value read from the inputs changed"
         if len(specialisation.programs) == MAX_ALTERNATIVES:
             log.warning("%s: more than %d programs for inputs of one signature, each compiled for other values: %s", name, MAX_ALTERNATIVES, reason)
         program = self._builder.build(self._signature.check(args, kwargs), static=not specialisation.program.symbolic)
-        log.info("%s: a program was compiled in %.1f s: %s", name, program.traced.seconds, reason)
+        log.info("%s: a program was compiled in %.1f s: %s", name, program.interface.seconds, reason)
         specialisation.use(program)
         self._evict()
 
@@ -266,7 +211,7 @@ class SequenceParallelModule(torch.nn.Module):
         for found, program in known:
             if not program.symbolic or fixed_part(found.key) != fixed_part(key):
                 continue
-            failed = failed_guard(program.traced, [tensor.shape for tensor in tensors], program.conditions)
+            failed = program.interface.sizes.failed([tensor.shape for tensor in tensors])
             if failed is None and program.fits(tensors):
                 self._builder.reuse(call)
                 log.info("%s: the symbolic program is reused for %s", name, differences(found.summary, summary(call)))
@@ -281,7 +226,7 @@ class SequenceParallelModule(torch.nn.Module):
         static = bool(known) and not any(program.symbolic for _, program in known)
         program = self._builder.build(call, static=static)
         kind = "symbolic" if program.symbolic else "fixed sizes"
-        log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.traced.seconds, reason)
+        log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.interface.seconds, reason)
         return program
 
     def _evict(self) -> None:
@@ -317,6 +262,12 @@ class SequenceParallelModule(torch.nn.Module):
     def explain(self) -> str:
         """What was sharded, what is communicated, and why, for the latest call."""
         return self.plan.explain()
+
+    def save(self, path: Any) -> None:
+        """Write all programs to a file; see `seqpar.save`."""
+        from seqpar.saving import save
+
+        save(self, path)
 
     def recompile(self) -> None:
         """Forget all programs; the next call makes a new one."""

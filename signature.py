@@ -83,6 +83,13 @@ class Signature:
         self.parameters = signature
         self.example = self.canonical(args, kwargs).without_data()
 
+    @staticmethod
+    def of(example: Call) -> "Signature":
+        """The signature of an example that was saved."""
+        made = object.__new__(Signature)
+        made.parameters, made.example = example.signature, example
+        return made
+
     def canonical(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Bind the call and fill in the defaults.
 

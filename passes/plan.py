@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqpar.errors import UnsupportedError
@@ -69,6 +70,9 @@ class Plan:
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "inspector": None}
+
     @property
     def world_size(self) -> int:
         return self.ulysses * self.ring
@@ -103,6 +107,17 @@ class Plan:
         """Stages, memory, runners-up: made on first use and kept; None for a plan that was loaded or sent from elsewhere."""
         return None if self.inspector is None else self.inspector.details
 
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: it is not what `to_dict` returned; names the field.
+        """
+        from seqpar.passes.from_dict import read_dataclass
+
+        return read_dataclass(Plan, data)
+
     def explain(self) -> str:
         """The plan as one page of text."""
         from seqpar.passes.report import explain
@@ -126,3 +141,41 @@ class Plan:
         from seqpar.passes.compare import compare
 
         return compare(self, other)
+
+    def to_dot(self) -> str:
+        """The program of one rank in the language of graphviz, blocks folded where they repeat.
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_dot import to_dot
+
+        return to_dot(self._drawing())
+
+    def to_html(self, path: Any, title: str = "") -> None:
+        """Write one page with the same picture, bars per rank, details and a search; it needs nothing else, and no network.
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_html import to_html
+
+        page = to_html(self._drawing(), title or f"seqpar plan, ulysses {self.ulysses} x ring {self.ring}")
+        Path(path).write_text(page, encoding="utf-8")
+
+    def to_svg(self, path: Any, title: str = "", only: str = "") -> None:
+        """Write the pictures of that page alone; of the stages with `only` in their name (a module path).
+
+        Raises:
+            UnsupportedError: the plan was loaded or sent from another process.
+        """
+        from seqpar.passes.draw_html import to_svg
+
+        Path(path).write_text(to_svg(self._drawing(), title or f"ulysses {self.ulysses} x ring {self.ring}", only=only), encoding="utf-8")
+
+    def _drawing(self) -> Any:
+        from seqpar.passes.drawing import drawing
+
+        if self.inspector is None:
+            raise UnsupportedError("this plan was loaded or sent from another process and has no graph to draw; make it with seqpar.plan or sp_compile, and draw that")
+        return drawing(self.inspector.partitioned)

@@ -1,0 +1,159 @@
+"""`seqpar.save` and `seqpar.load`: programs in a file, so that a server starts without tracing.
+
+The file is a zip of JSON and raw bytes of constants: the programs of all ranks, their plans, and what they depend on. No weights, no pickles, no
+code: reading it runs nothing, and what its programs may call is a fixed list (`passes/save_targets.py`).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqpar.compile import Compiler, device_type, sequence_mesh, versions
+from seqpar.errors import MeshError, SavedProgramError
+from seqpar.fingerprint import first_difference, model_facts
+from seqpar.module import SequenceParallelModule, first_parameter
+from seqpar.passes.save_values import Codec
+from seqpar.saved_program import read_module, write_module
+
+FORMAT = 1
+HEADER = "seqpar.json"
+MAX_BYTES = 8 << 30  # unpacked
+
+
+def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None:
+    """Write all programs of a compiled module, for all ranks, to one file. Every rank calls it; the first rank writes.
+
+    Raises:
+        SavedProgramError: a program holds something that a file cannot (a user's own operator, an object with attributes, …); names it.
+    """
+    builder, model = compiled._builder, compiled._model
+    if not isinstance(builder, Compiler):
+        raise SavedProgramError("only what sp_compile returned can be saved")
+    codec = Codec(device_of(model))
+    content, raw = write_module(compiled, codec, builder.ulysses * builder.ring)
+    header = {
+        "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
+        "dynamic": builder.dynamic, "backend": builder.backend, "model": model_facts(model),
+    }  # fmt: skip
+    if builder.mesh is not None and builder.mesh.rank > 0:
+        return
+    target = Path(path)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        write_archive(part, {HEADER: header, **content}, raw)
+        os.replace(part, target)  # a reader sees the old file or the new one: other groups of ranks may write the same
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_archive(path: Path, members: Mapping[str, Any], raw: Mapping[str, bytes]) -> None:
+    """A zip of JSON members and raw ones."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, value in members.items():
+            archive.writestr(name, json.dumps(value, allow_nan=False, separators=(",", ":")))
+        for name, data in raw.items():
+            archive.writestr(name, data)
+
+
+def load(
+    path: str | os.PathLike[str], model: torch.nn.Module, *, ulysses: int | None = None, ring: int | None = None, mesh: Any = None
+) -> SequenceParallelModule:
+    """The module that was saved, over the parameters of `model`: same class, same configuration, any weights. Every rank calls it.
+
+    A call whose sizes no program of the file fits is compiled as usual.
+
+    Args:
+        ulysses, ring: what the file should be for; any if None.
+        mesh: as for `sp_compile`.
+
+    Raises:
+        SavedProgramError: the file is for other versions, another model or device, or is damaged; names the first difference.
+        MeshError: it is for other degrees or another number of ranks.
+        DisagreementError: the ranks read different files.
+    """
+    with opened(path) as archive:
+        header = archive.json(HEADER)
+        check_header(header, path)
+        degrees = (header["ulysses"], header["ring"])
+        for name, wanted, found in zip(("ulysses", "ring"), (ulysses, ring), degrees, strict=True):
+            if wanted not in (None, found):
+                raise MeshError(f"{path} holds programs for {name}={found}, not {wanted}: compile for the new degrees and save again")
+        built = sequence_mesh(*degrees, mesh, device_type(model, (), {}))
+        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"])
+        try:
+            check_model(header, model, path)
+            loaded = read_module(archive.json, archive.bytes, model, builder, Codec(device_of(model)))
+        except Exception as error:
+            builder.tell_failure(error)
+            raise
+        builder.agree(f"load a file\n{archive.digest}")
+        return SequenceParallelModule(model, builder, (), {}, loaded=loaded)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the parameters are; the CPU for a model without any."""
+    parameters, name = first_parameter(model)
+    return parameters[name].device if name else torch.device("cpu")
+
+
+def check_header(header: Any, path: Any) -> None:
+    """Raise SavedProgramError unless the file is for these versions of seqpar and torch."""
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise SavedProgramError(f"{path} is not a file of programs of format {FORMAT}; save it again with this version of seqpar ({versions()})")
+    if header.get("versions") != versions():
+        raise SavedProgramError(f"{path} was written by {header.get('versions')}, and this is {versions()}: compile and save again")
+    plain = type(header.get("ulysses")) is int and type(header.get("ring")) is int and isinstance(header.get("model"), dict)
+    named = header.get("backend") is None or (isinstance(header["backend"], str) and re.fullmatch(r"\w+", header["backend"]))
+    if not plain or not named or header.get("dynamic") not in (None, True, False):
+        raise SavedProgramError(f"{path} is damaged: its header does not say what it is for")
+
+
+def check_model(header: dict[str, Any], model: torch.nn.Module, path: Any) -> None:
+    """Raise SavedProgramError unless the file is for this model on this kind of device."""
+    difference = first_difference(header["model"], model_facts(model))
+    if difference is not None:
+        raise SavedProgramError(f"{path} was made for another model than this {type(model).__name__}: {difference}. Compile and save again")
+    if header["device"] != device_of(model).type:
+        raise SavedProgramError(f"{path} was made for a model on {header['device']}, and this one is on {device_of(model).type}: compile and save there")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An opened file. digest: of its bytes."""
+
+    zip: zipfile.ZipFile
+    digest: str
+
+    def bytes(self, name: str) -> bytes:
+        """The content of a member."""
+        try:
+            return self.zip.read(name)
+        except KeyError:
+            raise SavedProgramError(f"the file has no member {name}") from None
+
+    def json(self, name: str) -> Any:
+        """A member as plain data."""
+        return json.loads(self.bytes(name))
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Archive]:
+    """A file of programs; whatever is wrong with its form is a SavedProgramError."""
+    data = Path(path).read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+                raise SavedProgramError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB")
+            yield Archive(archive, hashlib.sha256(data).hexdigest())
+    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SavedProgramError(f"{path} is no file of programs, or is damaged: {type(error).__name__}: {error}") from None
