@@ -70,9 +70,6 @@ class Plan:
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "inspector": None}
-
     @property
     def world_size(self) -> int:
         return self.ulysses * self.ring
