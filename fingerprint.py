@@ -6,6 +6,7 @@ After:  {"parameter proj.weight": "(8, 8) float32", "attribute blocks.0.scale": 
 Weights are not among them: a program is the same for other weights.
 """
 
+import enum
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 NUMBERS = (bool, int, float, complex, torch.dtype)
-PLAIN = (*NUMBERS, str, type(None))
+PLAIN = (*NUMBERS, str, bytes, type(None), enum.Enum, range, slice)
 DEPTH = 4
 
 
@@ -39,7 +40,7 @@ def attributes(values: Mapping[str, Any], depth: int) -> Iterator[tuple[str, str
         if isinstance(value, torch.Tensor):
             yield name, tensor_text(value)
         elif isinstance(value, NUMBERS) or (not name.startswith("_") and is_plain(value, depth)):
-            yield name, repr(value)
+            yield name, repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
         elif callable(value) and hasattr(value, "__qualname__"):
             yield name, f"{value.__module__}.{value.__qualname__}"
         elif not name.startswith("_") and depth and type(value).__module__.partition(".")[0] not in ("builtins", "torch") and hasattr(value, "__dict__"):
@@ -49,7 +50,7 @@ def attributes(values: Mapping[str, Any], depth: int) -> Iterator[tuple[str, str
 def is_plain(value: Any, depth: int) -> bool:
     if isinstance(value, Mapping):
         return depth > 0 and all(is_plain(item, depth - 1) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return depth > 0 and all(is_plain(item, depth - 1) for item in value)
     return isinstance(value, PLAIN)
 

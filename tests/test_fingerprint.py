@@ -16,7 +16,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer, self.config, self.act, self._eps = nn.LayerNorm(4), Config(), torch.relu, 1e-6
-        self.table = torch.arange(3)
+        self.table, self.kinds = torch.arange(3), {"a", "b"}
 
 
 def change(text):
@@ -30,6 +30,7 @@ CHANGES = {
     "model.layer.eps = 1e-3": "attribute layer.eps is 0.001, and was 1e-05",
     "model.config.theta = 2.0": "attribute config.theta is 2.0, and was 100.0",
     "model.config.axes = [1]": r"attribute config.axes is \[1\]",
+    "model.kinds = {'b', 'c'}": r"attribute kinds is \['b', 'c'\], and was \['a', 'b'\]",
     "model._eps = 0.1": "attribute _eps is 0.1",
     "model.table = torch.ones(3)": "attribute table is",
     "model.act = torch.sin": "attribute act is",
