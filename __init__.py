@@ -11,13 +11,24 @@ from seqpar.errors import SeqparError
 
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
+    from seqpar.launching import launch
+    from seqpar.passes.config import config
+    from seqpar.pipelines import parallelize, unparallelize
     from seqpar.planning import plan
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "plan", "sp_compile", "verify"]
+__all__ = ["SeqparError", "config", "launch", "parallelize", "plan", "sp_compile", "unparallelize", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
-PUBLIC = {"sp_compile": "seqpar.compile", "plan": "seqpar.planning", "verify": "seqpar.verification"}
+PUBLIC = {
+    "config": "seqpar.passes.config",
+    "launch": "seqpar.launching",
+    "parallelize": "seqpar.pipelines",
+    "plan": "seqpar.planning",
+    "sp_compile": "seqpar.compile",
+    "unparallelize": "seqpar.pipelines",
+    "verify": "seqpar.verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from seqpar import logs
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import Program, SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
@@ -18,7 +19,7 @@ from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.trace import Traced, trace
 from seqpar.signature import read
 
-log = logging.getLogger("seqpar")
+log = logging.getLogger("seqpar.compile")
 
 POST_TRACE_TIMEOUT_S = 600.0  # ranks may trace at different speed, a rank that fails says so at once
 
@@ -53,6 +54,7 @@ def sp_compile(
         SignatureError: the example inputs do not fit the model.
         DisagreementError: ranks hold different models, inputs or versions.
     """
+    logs.configure()
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)

@@ -27,6 +27,7 @@ from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque,
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
+from seqpar.passes.stages import staged
 from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.trace_error import trace_error
 from seqpar.passes.warm import restored
@@ -129,6 +130,7 @@ class FlatModel(torch.nn.Module):
         return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
 
 
+@staged("trace", "tracing %s")
 def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
     """Trace `model(*args, **kwargs)`; the model is left as it was.
 
