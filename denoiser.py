@@ -10,7 +10,7 @@ import torch
 from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
 
-CompileModel = Callable[[torch.nn.Module, dict[str, Any]], torch.nn.Module]
+CompileModel = Callable[[torch.nn.Module, dict[str, Any]], Any]  # the program is called as the model is
 # accelerate's offloading puts itself around a module's forward, and keeps the forward it found under this name.
 HOOK, HOOKED_FORWARD = "_hf_hook", "_old_forward"
 PLAIN = (bool, int, float, str, type(None))
@@ -29,11 +29,11 @@ class Denoiser:
         self.model = model
         self._compile_model = compile_model
         self._signature = inspect.signature(model.forward)
-        self._programs: dict[Any, torch.nn.Module] = {}
+        self._programs: dict[Any, Any] = {}
         self._state: Any = None
 
     @property
-    def programs(self) -> list[torch.nn.Module]:
+    def programs(self) -> list[Any]:
         """The compiled programs, in the order of their first calls."""
         return list(self._programs.values())
 

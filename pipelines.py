@@ -93,15 +93,17 @@ class ParallelPipeline:
     @property
     def plans(self) -> list[Any]:
         """The plan of every compiled program's latest call."""
-        return [program.plan for program in self._programs()]
+        return [program.plan for denoiser in self.denoisers.values() for program in denoiser.programs]
+
+    @property
+    def pages(self) -> list[str]:
+        """What `explain()` prints, one page per compiled program."""
+        programs = ((name, denoiser.model, program) for name, denoiser in self.denoisers.items() for program in denoiser.programs)
+        return [f"{name} ({type(model).__name__})\n{program.explain()}" for name, model, program in programs]
 
     def explain(self) -> str:
-        """One page per compiled program: what was sharded, what is communicated, and why."""
-        pages = [f"{name} ({type(denoiser.model).__name__})\n{p.explain()}" for name, denoiser in self.denoisers.items() for p in _programs_of(denoiser)]
-        return "\n\n".join(pages) or "nothing is compiled yet: call the pipeline first"
-
-    def _programs(self) -> list[Any]:
-        return [program for denoiser in self.denoisers.values() for program in _programs_of(denoiser)]
+        """What was sharded, what is communicated, and why, of every compiled program."""
+        return "\n\n".join(self.pages) or "nothing is compiled yet: call the pipeline first"
 
     # ---- one call of the pipeline
 
@@ -197,10 +199,6 @@ def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
     """Components that are models, each once."""
     found = {id(part): (name, part) for name, part in reversed(pipe.components.items()) if isinstance(part, torch.nn.Module)}
     return dict(reversed(found.values()))
-
-
-def _programs_of(denoiser: Denoiser) -> list[Any]:
-    return [program for program in denoiser.programs if hasattr(program, "plan")]
 
 
 def _subclass(kind: type, handle: ParallelPipeline) -> type:
