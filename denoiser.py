@@ -103,7 +103,7 @@ def state_of(model: torch.nn.Module) -> int:
         for key, value in module.__dict__.items():
             if isinstance(value, PLAIN):
                 state += (key, value)
-            elif value and isinstance(value, CONTAINERS) and key not in OWN_FIELDS and is_plain(value):
+            elif isinstance(value, CONTAINERS) and value and key not in OWN_FIELDS and is_plain(value):
                 state += (key, repr(value))
     return hash(tuple(state))
 

@@ -107,7 +107,8 @@ def from_first_rank(tensors: Sequence[Tensor], mesh: SequenceMesh) -> list[Tenso
 
 def _bytes(tensor: Tensor) -> Tensor:
     real = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
-    return real.contiguous().reshape(-1).view(torch.uint8)
+    # A copy: one value, expanded, counts as contiguous with a stride of 0, which has no bytes to view.
+    return real.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _from_bytes(piece: Tensor, like: Tensor) -> Tensor:
