@@ -22,19 +22,19 @@ ROUNDING = 0.05
 class SameInputs:
     """Replaces tensors by the first rank's, for the time of one call of a pipeline; collective.
 
-    A tensor that was replaced before, or is known to be equal on all ranks (`known`), is not sent again unless it was written to.
+    All are sent every time: what enters a denoiser is small beside what is exchanged inside it. Except `known` ones.
     """
 
     def __init__(self, mesh: SequenceMesh) -> None:
         self._mesh = mesh
-        # tensor -> (its version, the first rank's tensor; None: the tensor itself)
-        self._seen: Any = WeakTensorKeyDictionary()
+        self._known: Any = WeakTensorKeyDictionary()  # tensor -> its version when it was noted
         self._compared = False
 
     def known(self, tensors: Sequence[Tensor]) -> None:
-        """Note tensors that have the same bits on every rank already."""
+        """Note tensors that have the same bits on every rank (outputs of a compiled program): not sent until they are written to."""
         for tensor in tensors:
-            self._remember(tensor, None)
+            if not tensor.is_inference():  # those do not count their writes
+                self._known[tensor] = tensor._version
 
     def __call__(self, tensors: Mapping[str, Tensor], text: str) -> dict[str, Tensor]:
         """The first rank's values, shapes and dtypes kept; `text` describes the call (shapes, plain values) one item a line.
@@ -42,32 +42,17 @@ class SameInputs:
         Raises DisagreementError on all ranks if in the first call the texts or the values differ by more than rounding: the ranks were asked for
         different things.
         """
-        first = not self._compared
+        first, self._compared = not self._compared, True
         if first:
-            self._compared = True
             agree(text, self._mesh)
-        fresh = [name for name, tensor in tensors.items() if self._find(tensor) is None]
-        if fresh:
-            received = from_first_rank([tensors[name] for name in fresh], self._mesh)
-            if first:
-                self._compare([(name, tensors[name], value) for name, value in zip(fresh, received, strict=True)])
-            for name, value in zip(fresh, received, strict=True):
-                self._remember(tensors[name], None if value is tensors[name] else value)
-            done = dict(zip(fresh, received, strict=True))
-            return {name: done[name] if name in done else self._value(tensor) for name, tensor in tensors.items()}
-        return {name: self._value(tensor) for name, tensor in tensors.items()}
+        names = [name for name, tensor in tensors.items() if not self._is_known(tensor)]
+        received = dict(zip(names, from_first_rank([tensors[name] for name in names], self._mesh), strict=True))
+        if first and received:
+            self._compare([(name, tensors[name], value) for name, value in received.items()])
+        return {**tensors, **received}
 
-    def _find(self, tensor: Tensor) -> tuple[int, Tensor | None] | None:
-        found = None if tensor.is_inference() else self._seen.get(tensor)  # inference tensors do not count their writes
-        return found if found is not None and found[0] == tensor._version else None
-
-    def _value(self, tensor: Tensor) -> Tensor:
-        found = self._find(tensor)
-        return tensor if found is None or found[1] is None else found[1]
-
-    def _remember(self, tensor: Tensor, value: Tensor | None) -> None:
-        if not tensor.is_inference():
-            self._seen[tensor] = (tensor._version, value)
+    def _is_known(self, tensor: Tensor) -> bool:
+        return not tensor.is_inference() and self._known.get(tensor) == tensor._version
 
     def _compare(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
         largest = torch.tensor([relative_difference(own, given) for _, own, given in pairs], dtype=torch.float64)
@@ -91,7 +76,7 @@ def relative_difference(own: Tensor, given: Tensor) -> float:
 
 def from_first_rank(tensors: Sequence[Tensor], mesh: SequenceMesh) -> list[Tensor]:
     """The tensors as the first rank has them, in one broadcast; shapes and dtypes must agree. The first rank gets its own objects back."""
-    if mesh.size == 1:
+    if mesh.size == 1 or not tensors:
         return list(tensors)
     device = _device(mesh)
     with torch.no_grad():

@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import os
+import re
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -176,6 +179,26 @@ def test_wan_with_two_transformers(two_ranks):
     assert all(len(fractions) == 1 for fractions in results[0][2].values()), "guidance and no guidance are one program"
 
 
+# ---- what docs/pipelines.md shows
+
+
+def run_documented(blocks, folder):
+    os.chdir(folder)
+    namespace = {}
+    with compiling_once():
+        for number, block in enumerate(blocks, 1):
+            exec(compile(block, f"docs/pipelines.md, block {number}", "exec"), namespace)
+    return np.asarray(namespace["image"])
+
+
+def test_documented_blocks_run(two_ranks, tmp_path):
+    text = Path(__file__).parents[1].joinpath("docs/pipelines.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    first, second = two_ranks.run(run_documented, blocks, str(tmp_path))
+    assert first.std() > 1 and np.array_equal(first, second)
+
+
 # ---- in one process
 
 
@@ -217,6 +240,19 @@ def test_only_what_is_called_in_the_loop_is_touched_and_only_during_calls(pipe):
     assert type(pipe) is kind and not handle.denoisers
     handle.unparallelize()  # harmless
     assert np.array_equal(draw(pipe, {"num_inference_steps": 2}), alone) and len(pipe.noted) == 1
+
+
+def test_a_pipeline_made_from_a_parallel_one_is_not_parallel(pipe):
+    from diffusers import FluxImg2ImgPipeline
+
+    seqpar.parallelize(pipe)
+    other = FluxImg2ImgPipeline.from_pipe(pipe)
+    assert type(other) is FluxImg2ImgPipeline and other.transformer is pipe.transformer
+    draw(without_bar(other), {"image": picture(), "strength": 1.0})
+    assert not pipe.noted
+    seqpar.parallelize(other)
+    draw(other, {"image": picture(), "strength": 1.0})
+    assert len(pipe.noted) == 1
 
 
 def test_it_is_undone_after_an_error_in_a_call(pipe):

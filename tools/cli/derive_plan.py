@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args)
-    found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style)  # type: ignore[attr-defined]
+    found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style)
     return show(args, str(found), found.to_dict())
 
 

@@ -1,6 +1,7 @@
 """`seqpar models`: the families that have a name."""
 
 import argparse
+from typing import Any
 
 from seqpar.errors import SeqparError
 from seqpar.tools.cli.command import Command, add_json, show
@@ -10,7 +11,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a line per family."""
     from seqpar.models import registry
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in registry.names():
         try:
             family = registry.get(name)
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     return show(args, "\n".join(map(_line, rows)), rows)
 
 
-def _line(row: dict) -> str:
+def _line(row: dict[str, Any]) -> str:
     if "unavailable" in row:
         return f"{row['name']:<18} {row['unavailable']}"
     sizes = " ".join(f"{key}={value}" for key, value in row["native"].items())

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
     named = models.resolve(args)
     hardware = {} if args.hardware is None else {"hardware": args.hardware}
-    found = seqpar.suggest(named.model, named.inputs, args.world_size, **hardware)  # type: ignore[attr-defined]
+    found = seqpar.suggest(named.model, named.inputs, args.world_size, **hardware)
     return show(args, str(found), found.to_dict())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,15 @@ def test_help_has_examples_that_parse_and_json(command, capsys):
         assert example in text
         program, *arguments = shlex.split(example)
         assert program == "seqpar" and parser().parse_args(arguments).run is command.run
+
+
+def test_documented_lines_parse():
+    root = Path(__file__).parents[3]
+    lines = [line.strip() for name in ("docs/cli.md", "README.md") for line in root.joinpath(name).read_text().replace("\\\n", "").splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("seqpar ") and "MODEL" not in line]
+    assert {command[0] for command in commands} == {command.name for command in COMMANDS}
+    for command in commands:
+        parser().parse_args(command)
 
 
 def test_explain(capsys):
