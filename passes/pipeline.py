@@ -32,9 +32,9 @@ from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.localise import source_line
 from seqpar.passes.options import Options
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.progress import Dump, run_passes, stage
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
-from seqpar.passes.stages import Dump, run_passes, stage
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
 

@@ -24,10 +24,10 @@ from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
+from seqpar.passes.progress import staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
-from seqpar.passes.stages import staged
 from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.trace_error import trace_error
 from seqpar.passes.warm import restored

@@ -1,6 +1,9 @@
 """`seqpar derive-plan`: the declared plan that is equivalent."""
 
 import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from seqpar.tools.cli import models
 from seqpar.tools.cli.command import Command, add_degrees, add_json, show
@@ -20,7 +23,23 @@ def run(args: argparse.Namespace) -> int:
 
     named = models.resolve(args)
     found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style)
-    return show(args, str(found), found.to_dict())
+    return show(args, declaration(args.style, found), plain(found))
+
+
+def declaration(style: str, plan: Mapping[str, Any]) -> str:
+    """The plan as it is written in a class."""
+    return "\n".join([f"_{style} = {{", *(f"    {path!r}: {entry!r}," for path, entry in plan.items()), "}"])
+
+
+def plain(entry: Any) -> Any:
+    """The plan as JSON: an entry is an object with its `kind` and fields; indices of outputs become strings."""
+    if isinstance(entry, Mapping):
+        return {str(key): plain(value) for key, value in entry.items()}
+    if isinstance(entry, list | tuple):
+        return [plain(value) for value in entry]
+    if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
+        return {"kind": type(entry).__name__, **{field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}}
+    return entry
 
 
 COMMAND = Command(

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import seqpar
+import seqpar.sp_plan
+from seqpar.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from seqpar.tools.cli.main import COMMANDS, main, parser
 
 SMALL = ["tiny:pattern-standard", "--height", "64", "--width", "64"]
@@ -78,10 +80,20 @@ def test_suggest(capsys, monkeypatch):
 
 
 def test_derive_plan(capsys, monkeypatch):
-    monkeypatch.setattr(seqpar, "derive_sp_plan", lambda model, inputs, **options: Answer(sorted(inputs)[0], options), raising=False)
+    calls = []
+
+    def derive(model, inputs, **options):
+        calls.append((sorted(inputs)[0], options))
+        return {"rope": {0: SequenceParallelInput(1, 4, split_output=True)}, "proj_out": (SequenceParallelOutput(1), None)}
+
+    monkeypatch.setattr(seqpar, "derive_sp_plan", derive, raising=False)
     data = json.loads(output_of(capsys, "derive-plan", *SMALL, "--ulysses", 2, "--style", "cp_plan", "--json"))
-    assert data["call"] == ["hidden_states", {"ulysses": 2, "ring": 1, "style": "cp_plan"}]
-    assert "answer to" in output_of(capsys, "derive-plan", *SMALL, "--ring", 2)
+    assert calls == [("hidden_states", {"ulysses": 2, "ring": 1, "style": "cp_plan"})]
+    assert data["rope"]["0"] == {"kind": "SequenceParallelInput", "split_dim": 1, "expected_dims": 4, "split_output": True, "auto_pad": False}
+    assert data["proj_out"] == [{"kind": "SequenceParallelOutput", "gather_dim": 1, "expected_dims": None}, None]
+    text = output_of(capsys, "derive-plan", *SMALL, "--ring", 2)
+    name, _, value = text.partition(" = ")
+    assert name == "_sp_plan" and eval(value, vars(seqpar.sp_plan)) == derive(None, {"x": 1})
 
 
 def test_graph(capsys, monkeypatch, tmp_path):

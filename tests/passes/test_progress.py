@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import seqpar
-from seqpar.passes.stages import Dump, run_passes, stage
+from seqpar.passes.progress import Dump, run_passes, stage
 
 
 class Written(nn.Module):
