@@ -66,13 +66,14 @@ def load(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe.to(device)
 
 
-def be_quiet() -> None:
-    """No loading bars and warnings from this process: one rank's are enough."""
+def be_quiet(*, warnings: bool) -> None:
+    """No loading bars from this process, and without `warnings` none of these either: one rank's are enough."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        if not warnings:
+            library.set_verbosity_error()
         library.disable_progress_bar()
 
 

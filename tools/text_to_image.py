@@ -146,11 +146,12 @@ def run_rank(job: Job) -> None:
     """Everything one rank does; rank 0 saves, compares and prints."""
     rank = this_rank()
     leader = rank.rank == 0
-    if not leader:
-        pipeline.be_quiet()
+    watched = leader and sys.stderr.isatty()
+    if not watched:
+        pipeline.be_quiet(warnings=leader)
     dtype = getattr(torch, job.dtype or ("bfloat16" if rank.device.type == "cuda" else "float32"))
     pipe = pipeline.load(_model_path(rank, job), rank.device, dtype)
-    pipe.set_progress_bar_config(disable=not (leader and sys.stderr.isatty()), desc="steps")
+    pipe.set_progress_bar_config(disable=not watched, desc="steps")
     parallel = seqpar.parallelize(pipe, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
     generated = pipeline.generate(pipe, job.request, rank.device, decode=leader)
     peaks = _peak_memory(rank)
