@@ -82,7 +82,7 @@ def launch(function: Callable[..., Any], nproc: int, *args: Any, device: str = "
     with tempfile.TemporaryDirectory(prefix="seqpar-") as name, _shared_cores(device, nproc):
         folder = Path(name)
         try:
-            context = mp.spawn(_local_rank, (job, nproc, device, folder), nprocs=nproc, join=False, daemon=True)
+            context = mp.spawn(_local_rank, (job, nproc, device, folder), nprocs=nproc, join=False)
             _join(context, timeout_s)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             raise _first_error(folder, error) from None
