@@ -11,20 +11,27 @@ from seqpar.errors import SeqparError
 
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
+    from seqpar.launching import launch
+    from seqpar.passes.config import config
+    from seqpar.pipelines import parallelize, unparallelize
     from seqpar.planning import plan
     from seqpar.saving import load, save
     from seqpar.suggestion import suggest
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "load", "plan", "save", "sp_compile", "suggest", "verify"]
+__all__ = ["SeqparError", "config", "launch", "load", "parallelize", "plan", "save", "sp_compile", "suggest", "unparallelize", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
 PUBLIC = {
+    "config": "seqpar.passes.config",
+    "launch": "seqpar.launching",
     "load": "seqpar.saving",
+    "parallelize": "seqpar.pipelines",
     "plan": "seqpar.planning",
     "save": "seqpar.saving",
     "sp_compile": "seqpar.compile",
     "suggest": "seqpar.suggestion",
+    "unparallelize": "seqpar.pipelines",
     "verify": "seqpar.verification",
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from seqpar import logs
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
@@ -22,7 +23,7 @@ from seqpar.program import Interface, Program
 from seqpar.runner import Runner
 from seqpar.signature import read
 
-log = logging.getLogger("seqpar")
+log = logging.getLogger("seqpar.compile")
 
 POST_TRACE_TIMEOUT_S = 600.0  # ranks may trace at different speed, a rank that fails says so at once
 
@@ -57,6 +58,7 @@ def sp_compile(
         SignatureError: the example inputs do not fit the model.
         DisagreementError: ranks hold different models, inputs or versions.
     """
+    logs.configure()
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)

@@ -18,7 +18,7 @@ from seqpar.passes.readable import readable
 from seqpar.program import Program, run_program, write_back
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
-log = logging.getLogger("seqpar")
+log = logging.getLogger("seqpar.compile")
 
 # A method of the model with one of these in its name may replace layers or change numbers that are part of a program.
 CHANGES_MODEL = ("lora", "adapter", "fuse", "load", "quant", "set_", "enable_", "disable_", "register_", "apply")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from seqpar import logs
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
@@ -24,6 +25,7 @@ def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, An
     Raises:
         SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
     """
+    logs.configure()
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     return partition(trace(model, args, kwargs, dynamic=False), ulysses=ulysses, ring=ring).plan

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from seqpar import logs
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.partitioner.cost import Machine
@@ -51,6 +52,7 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     Raises:
         SeqparError: the model cannot be traced or partitioned.
     """
+    logs.configure()
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=dynamic)

@@ -35,7 +35,13 @@ def checkpoint_names() -> tuple[str, ...]:
 
 
 def build_checkpoint(name: str, folder: str | Path, *, heads: int = 4, layers: int = 2, seed: int = 0) -> Path:
-    """Saves a tiny pipeline of the family `name` in `folder` (created if needed) and returns the folder.
+    """Saves a tiny pipeline of the family `name` in `folder` (created if needed) and returns the folder. As `build_pipeline`."""
+    build_pipeline(name, heads=heads, layers=layers, seed=seed).save_pretrained(folder)
+    return Path(folder)
+
+
+def build_pipeline(name: str, *, heads: int = 4, layers: int = 2, seed: int = 0) -> DiffusionPipeline:
+    """A tiny pipeline of the family `name`, in memory, ready to draw.
 
     `heads` and `layers` are those of the transformer. Raises SeqparError for an unknown name.
     """
@@ -44,8 +50,10 @@ def build_checkpoint(name: str, folder: str | Path, *, heads: int = 4, layers: i
     family = registry.get(name)
     config = family.tiny_config(heads=heads, layers=layers)
     pipeline = _BUILDERS[name](config, lambda offset: randomise(family.build(config), seed + offset), seed)
-    pipeline.save_pretrained(folder)
-    return Path(folder)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
+    return pipeline
 
 
 # Gives the family's transformer with random weights; the argument tells several of them apart.

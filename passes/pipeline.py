@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -29,11 +30,14 @@ from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.options import Options
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
+from seqpar.passes.progress import Dump, run_passes, stage
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
 
+# What brings attention in other forms to attention nodes.
+NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 
 
@@ -56,6 +60,7 @@ class Partitioned:
         self.options = options
         self._seconds = seconds
         self._programs: dict[int, fx.GraphModule] = {}
+        self.dump = Dump()  # where the passes of this program are written to
 
     @property
     def nothing_to_shard(self) -> bool:
@@ -98,8 +103,11 @@ class Partitioned:
             return self.traced.gm
         if rank not in self._programs:
             started = time.perf_counter()
-            emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
-            self._programs[rank] = with_graph(self.traced.gm, emitter.run())
+            first = not self._programs
+            with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
+                emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
+                self._programs[rank] = with_graph(self.traced.gm, emitter.run())
+            self.dump.graph(f"program_of_rank_{rank}", self._programs[rank], self.traced.gm)
             self._seconds.setdefault("rewrite", time.perf_counter() - started)
         return self._programs[rank]
 
@@ -107,6 +115,11 @@ class Partitioned:
     def seconds(self) -> dict[str, float]:
         """Seconds per stage so far."""
         return dict(self._seconds)
+
+    def layouts(self) -> str:
+        """The layout of every value on rank 0, one a line."""
+        view = LayoutView(self.inference, self.solution, 0)
+        return "\n".join(f"{node.name}: {view.text(node, view.produced(node))}" for node in self.inference.axes)
 
     @cached_property
     def plan(self) -> Plan:
@@ -134,24 +147,28 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     """
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
+    dump = Dump.open(f"{ulysses}x{ring}")
+    dump.graph("traced", traced.gm)
     if ulysses * ring > 1:
         check_sizes_known(traced)
-        gm = traced.gm
-        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks) if options.recognise else ():
-            gm = normalise(gm)
-        traced = replace(traced, gm=gm)
-    inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
+        traced = replace(traced, gm=run_passes(traced.gm, NORMALISE if options.recognise else (), dump))
+    with stage("infer", "inferring what the dims of %d operators are", len(traced.gm.graph.nodes)):
+        inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
     _check_heads(inference, degrees)
-    solution = solve(inference, degrees, machine, local_keys=options.local_keys, phases=options.phases)
-    if options.grids and inference.fused and degrees.ranks > 1:
-        inference, solution = _cheaper(inference, solution, traced, degrees, machine, options)
-    if solution.reasons and not solution.labels.sharded:
-        inference, solution = _along_batch(inference, solution, traced, degrees, machine)
+    with stage("solve", "choosing layouts for ulysses %d x ring %d", ulysses, ring):
+        solution = solve(inference, degrees, machine, local_keys=options.local_keys, phases=options.phases)
+        if options.grids and inference.fused and degrees.ranks > 1:
+            inference, solution = _cheaper(inference, solution, traced, degrees, machine, options)
+        if solution.reasons and not solution.labels.sharded:
+            inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    return Partitioned(traced, inference, solution, seconds, options, machine or Machine())
+    partitioned = Partitioned(traced, inference, solution, seconds, options, machine or Machine())
+    dump.text("layouts", partitioned.layouts)
+    partitioned.dump = dump
+    return partitioned
 
 
 def _cheaper(

@@ -24,6 +24,7 @@ from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
+from seqpar.passes.progress import staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
@@ -129,6 +130,7 @@ class FlatModel(torch.nn.Module):
         return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
 
 
+@staged("trace", "tracing %s")
 def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
     """Trace `model(*args, **kwargs)`; the model is left as it was.
 

@@ -59,7 +59,7 @@ def test_three_resolutions_one_program(name, caplog):
     config = family.tiny_config(2, 1)
     network = randomise(family.build(config))
     calls = [family.grid_inputs(config, rows=r, columns=c, text_len=t, return_dict=True) for r, c, t in ((4, 4, 5), (6, 4, 9), (3, 5, 7))]
-    with caplog.at_level(logging.INFO, "seqpar"), torch.no_grad():
+    with caplog.at_level(logging.INFO, "seqpar.compile"), torch.no_grad():
         fast = sp_compile(network, calls[0])
         for inputs in calls:
             actual, expected = fast(**inputs), network(**inputs)
@@ -76,7 +76,7 @@ def test_models_with_fixed_sizes_get_a_program_each(caplog):
     config = family.tiny_config(2, 1)
     network = randomise(family.build(config))
     calls = [family.grid_inputs(config, rows=4, columns=4, text_len=t) for t in (5, 7)]
-    with caplog.at_level(logging.INFO, "seqpar"), torch.no_grad():
+    with caplog.at_level(logging.INFO, "seqpar.compile"), torch.no_grad():
         fast = sp_compile(network, calls[0])
         for inputs in (*calls, *calls):
             assert torch.equal(fast(**inputs)[0], network(**inputs)[0])

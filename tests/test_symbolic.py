@@ -77,7 +77,7 @@ def run_three_resolutions(name):
     messages = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("seqpar")
+    logger = logging.getLogger("seqpar.compile")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     errors = []

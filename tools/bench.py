@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from seqpar.compile import sp_compile
 from seqpar.errors import SeqparError
+from seqpar.launching import launch
 from seqpar.models.family import output_tensors
 from seqpar.passes.live_bytes import LiveBytes
 from seqpar.runtime.counting import KINDS
@@ -33,7 +33,6 @@ from seqpar.tools import bench_report
 from seqpar.tools.bench_report import ONE, OURS, PEER, Timed, parse_mesh
 from seqpar.tools.collective_counter import CollectiveCounter
 from seqpar.tools.diffusers_peer import adapted, enable
-from seqpar.tools.launch import Rank, launch
 from seqpar.tools.sized_models import PEER_MODELS, Sizes, build, inputs_of
 from seqpar.verification import difference
 
@@ -121,8 +120,8 @@ def time_rounds(programs: Sequence[Program], inputs: dict[str, Any], rounds: int
     return [tuple(row) for row in (1e3 * seconds).tolist()]
 
 
-def bench_on_rank(rank: Rank, models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]], rounds: int, path: str) -> None:
-    """Collective; rank 0 writes [[Timed as a dict, …] per model] to `path`."""
+def bench_on_rank(models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]], rounds: int) -> list[list[dict[str, Any]]]:
+    """Collective: every Timed as a dict, models outermost."""
     torch.set_num_threads(1)
     found = []
     with torch.no_grad(), adapted():
@@ -132,11 +131,10 @@ def bench_on_rank(rank: Rank, models: Sequence[str], sizes: Sizes, meshes: Seque
             reference = output_tensors(programs[0].model(**inputs))
             programs = [inspect(program, inputs, reference) for program in programs]
             running = [program for program in programs if not program.result.refusal]
-            times = time_rounds(running, inputs, rounds, rank.rank)
+            times = time_rounds(running, inputs, rounds, dist.get_rank())
             timed = {id(p): dataclasses.replace(p.result, milliseconds=t) for p, t in zip(running, times, strict=True)}
             found.append([dataclasses.asdict(timed.get(id(p), p.result)) for p in programs])
-    if rank.rank == 0:
-        Path(path).write_text(json.dumps(found))
+    return found
 
 
 def bench(models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]], rounds: int) -> dict[str, list[Timed]]:
@@ -147,15 +145,8 @@ def bench(models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]]
     if rounds < 1:
         raise SeqparError(f"rounds must be >= 1, got {rounds}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="seqpar-") as folder:
-        path = f"{folder}/times.json"
-        launch(bench_on_rank, (tuple(models), sizes, tuple(meshes), rounds, path), world_size=worlds.pop(), device_type="cpu")
-        found = json.loads(Path(path).read_text())
-    return {name: [Timed(**_tuples(row)) for row in rows] for name, rows in zip(models, found, strict=True)}
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    found = launch(bench_on_rank, worlds.pop(), tuple(models), sizes, tuple(meshes), rounds, device="cpu")[0]
+    return {name: [Timed(**row) for row in rows] for name, rows in zip(models, found, strict=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from seqpar.compile import sp_compile
 from seqpar.errors import SeqparError
+from seqpar.launching import launch
 from seqpar.models.family import output_tensors
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
@@ -31,7 +31,6 @@ from seqpar.runtime.counting import KINDS
 from seqpar.runtime.mesh import DIMS, build_mesh
 from seqpar.tools.collective_counter import CollectiveCounter
 from seqpar.tools.diffusers_peer import adapted, enable, fake_world
-from seqpar.tools.launch import Rank, launch
 from seqpar.tools.sized_models import PEER_MODELS, Sizes, build, inputs_of
 from seqpar.verification import difference
 
@@ -126,8 +125,8 @@ def imagined(model: str, sizes: Sizes, ulysses: int, ring: int) -> tuple[Count |
         return attempt(run)
 
 
-def measure_on_rank(rank: Rank, models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]], path: str) -> None:
-    """Collective: run every model on every mesh; rank 0 writes [[diffusers, refusal, seqpar], …], models outermost."""
+def measure_on_rank(models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int]]) -> list[list[Any]]:
+    """Collective: run every model on every mesh: [[diffusers, refusal, seqpar], …], models outermost."""
     torch.set_num_threads(1)
     results = []
     for name in models:
@@ -136,8 +135,7 @@ def measure_on_rank(rank: Rank, models: Sequence[str], sizes: Sizes, meshes: Seq
             reference = output_tensors(build(name, sizes)(**inputs))
         for ulysses, ring in meshes:
             results.append(_measure(name, sizes, ulysses, ring, inputs, reference))
-    if rank.rank == 0:
-        Path(path).write_text(json.dumps(results))
+    return results
 
 
 def _measure(name: str, sizes: Sizes, ulysses: int, ring: int, inputs: dict[str, Any], reference: list[torch.Tensor]) -> list[Any]:
@@ -169,10 +167,7 @@ def measure(models: Sequence[str], sizes: Sizes, meshes: Sequence[tuple[int, int
     found = {}
     for world in sorted({ulysses * ring for ulysses, ring in meshes}):
         here = [mesh for mesh in meshes if mesh[0] * mesh[1] == world]
-        with tempfile.TemporaryDirectory(prefix="seqpar-") as folder:
-            path = f"{folder}/counts.json"
-            launch(measure_on_rank, (tuple(models), sizes, tuple(here), path), world_size=world, device_type="cpu")
-            results = json.loads(Path(path).read_text())
+        results = launch(measure_on_rank, world, tuple(models), sizes, tuple(here), device="cpu")[0]
         for (name, mesh), result in zip([(name, mesh) for name in models for mesh in here], results, strict=True):
             found[name, *mesh] = result
     return found

@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline, put compiled transformers into it, run it and measure it. Nothing here depends on a model."""
+"""Load a diffusers pipeline, run it and measure it. Nothing here depends on a model."""
 
 import contextlib
 import functools
@@ -15,7 +15,6 @@ import torch
 
 from seqpar.errors import SeqparError, UnsupportedError
 from seqpar.tools import picture
-from seqpar.tools.compile_on_first_call import CompileModel, CompileOnFirstCall
 
 # Rewriting the prompt is a long run of a language model and draws something else than was asked for: off unless asked for.
 CALM_DEFAULTS = {"enable_prompt_rewrite": False}
@@ -67,36 +66,15 @@ def load(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe.to(device)
 
 
-def be_quiet() -> None:
-    """No loading bars and warnings from this process: one rank's are enough."""
+def be_quiet(*, warnings: bool) -> None:
+    """No loading bars from this process, and without `warnings` none of these either: one rank's are enough."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        if not warnings:
+            library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-def transformer_names(pipe: Any) -> list[str]:
-    """The components to compile: `transformer`, `transformer_2`, … Raises UnsupportedError if the pipeline has none."""
-    names = [n for n, part in pipe.components.items() if n.startswith("transformer") and isinstance(part, torch.nn.Module)]
-    if not names:
-        raise UnsupportedError(f"{type(pipe).__name__} has no transformer to compile; its components are {sorted(pipe.components)}")
-    return names
-
-
-def compile_transformers(pipe: Any, compile_model: CompileModel) -> dict[str, CompileOnFirstCall]:
-    """Replace every transformer of `pipe` by one that `compile_model` compiles at its first call."""
-    compiled = {name: CompileOnFirstCall(getattr(pipe, name), compile_model) for name in transformer_names(pipe)}
-    for name, stand_in in compiled.items():
-        setattr(pipe, name, stand_in)
-    return compiled
-
-
-def restore_transformers(pipe: Any, compiled: dict[str, CompileOnFirstCall]) -> None:
-    """Undo `compile_transformers`."""
-    for name, stand_in in compiled.items():
-        setattr(pipe, name, stand_in.model)
 
 
 def generate(pipe: Any, request: Request, device: torch.device, *, decode: bool = True) -> Generated:

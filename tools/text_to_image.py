@@ -6,11 +6,9 @@ Starts its own local processes; `torchrun --nproc-per-node 4 -m seqpar.tools.tex
 """
 
 import argparse
-import functools
 import json
 import resource
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,8 @@ import torch.distributed as dist
 
 import seqpar
 from seqpar.errors import SeqparError
+from seqpar.launching import LaunchError, Rank, launch, pick_device_type, this_rank
 from seqpar.tools import picture, pipeline
-from seqpar.tools.compile_on_first_call import CompileModel, CompileOnFirstCall
-from seqpar.tools.launch import Rank, launch, pick_device_type
 from seqpar.tools.report import Comparison, RunReport
 
 TINY_PREFIX = "tiny:"
@@ -52,24 +49,33 @@ class Job:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, launch, report. Returns the exit status: 0, or 1 after a message on stderr."""
-    job, device_type = parse(argv)
-    try:
-        picture.check_writable(job.output, job.request.num_frames or 1)
-        launch(run_rank, (job,), world_size=job.ulysses * job.ring, device_type=pick_device_type(device_type))
-    except SeqparError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parse(argv: list[str] | None) -> tuple[Job, str]:
-    """The command line as a job and the wanted device type."""
     parser = argparse.ArgumentParser(
         prog="python -m seqpar.tools.text_to_image",
         description="Make a picture (or video) with a diffusers pipeline whose transformer runs sequence-parallel.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """What `main` does once the arguments are parsed."""
+    job = job_of(args)
+    try:
+        picture.check_writable(job.output, job.request.num_frames or 1)
+        launch(run_rank, job.ulysses * job.ring, job, device=pick_device_type(args.device))
+    except LaunchError as error:
+        print(f"error: {error.cause if error.expected else error}", file=sys.stderr)
+        return 1
+    except SeqparError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that can be asked for."""
     add = parser.add_argument
     add("--model", required=True, help="folder or hub id of a diffusers pipeline, or tiny:flux|qwen-image|wan|z-image|longcat-image")
     add("--prompt", required=True)
@@ -88,8 +94,11 @@ def parse(argv: list[str] | None) -> tuple[Job, str]:
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on cuda, float32 on cpu")
     add("--backend", help='compiles the parallel program further, e.g. "inductor"')
     add("--pipeline-argument", type=name_and_value, action="append", default=[], metavar="NAME=JSON", help="anything else the pipeline takes")
-    add("--json", action="store_true", dest="as_json", help="print the report as JSON")
-    args = parser.parse_args(argv)
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The parsed arguments as a job."""
     request = pipeline.Request(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
@@ -101,7 +110,7 @@ def parse(argv: list[str] | None) -> tuple[Job, str]:
         seed=args.seed,
         extra=dict(args.pipeline_argument),
     )
-    job = Job(
+    return Job(
         model=args.model,
         request=request,
         ulysses=args.ulysses_degree,
@@ -109,10 +118,9 @@ def parse(argv: list[str] | None) -> tuple[Job, str]:
         dtype=args.dtype,
         backend=args.backend,
         compare=args.compare,
-        as_json=args.as_json,
+        as_json=args.json,
         output=args.output,
     )
-    return job, args.device
 
 
 def degree(text: str) -> int:
@@ -134,15 +142,17 @@ def name_and_value(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run_rank(rank: Rank, job: Job) -> None:
+def run_rank(job: Job) -> None:
     """Everything one rank does; rank 0 saves, compares and prints."""
+    rank = this_rank()
     leader = rank.rank == 0
-    if not leader:
-        pipeline.be_quiet()
+    watched = leader and sys.stderr.isatty()
+    if not watched:
+        pipeline.be_quiet(warnings=leader)
     dtype = getattr(torch, job.dtype or ("bfloat16" if rank.device.type == "cuda" else "float32"))
     pipe = pipeline.load(_model_path(rank, job), rank.device, dtype)
-    pipe.set_progress_bar_config(disable=not leader, desc="steps")
-    compiled = pipeline.compile_transformers(pipe, _compiler(job, announce=leader))
+    pipe.set_progress_bar_config(disable=not watched, desc="steps")
+    parallel = seqpar.parallelize(pipe, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
     generated = pipeline.generate(pipe, job.request, rank.device, decode=leader)
     peaks = _peak_memory(rank)
     if dist.is_initialized():  # from here on rank 0 is alone, and no other rank has to wait for it
@@ -151,9 +161,10 @@ def run_rank(rank: Rank, job: Job) -> None:
         return
     assert generated.frames is not None, "rank 0 decodes"
     picture.save(generated.frames, job.output)
-    pipeline.restore_transformers(pipe, compiled)
+    plans, explanations = parallel.plans, parallel.pages
+    parallel.unparallelize()
     comparison = _compare(pipe, job, rank.device, generated) if job.compare else None
-    report = _report(job, pipe, rank.device, dtype, generated, peaks, compiled, comparison)
+    report = _report(job, pipe, rank.device, dtype, generated, peaks, plans, explanations, comparison)
     print(json.dumps(report.to_dict(), indent=2) if job.as_json else report.to_text(), flush=True)
 
 
@@ -167,20 +178,6 @@ def _model_path(rank: Rank, job: Job) -> str:
     if dist.is_initialized():
         dist.barrier()
     return str(folder)
-
-
-def _compiler(job: Job, *, announce: bool) -> CompileModel:
-    compile_model = functools.partial(seqpar.sp_compile, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
-
-    def compile_announced(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.nn.Module:
-        say = functools.partial(print, file=sys.stderr, flush=True) if announce else lambda text: None
-        start, name = time.perf_counter(), type(model).__name__
-        say(f"\ncompiling {name} …")
-        program = compile_model(model, inputs)
-        say(f"compiled {name} in {time.perf_counter() - start:.1f} s")
-        return program
-
-    return compile_announced
 
 
 def _peak_memory(rank: Rank) -> list[int]:
@@ -219,13 +216,12 @@ def _report(
     dtype: torch.dtype,
     generated: pipeline.Generated,
     peaks: list[int],
-    compiled: dict[str, CompileOnFirstCall],
+    plans: list[Any],
+    explanations: list[str],
     comparison: Comparison | None,
 ) -> RunReport:
     assert generated.frames is not None, "rank 0 decodes"
     frames, height, width, _ = generated.frames.shape
-    # A model with nothing to shard comes back as it was, without a plan.
-    programs: list[Any] = [p for stand_in in compiled.values() for p in stand_in.programs if hasattr(p, "plan")]
     return RunReport(
         model=job.model,
         pipeline=type(pipe).__name__,
@@ -239,8 +235,8 @@ def _report(
         output=str(job.output),
         seconds_per_step=generated.seconds_per_step,
         peak_memory_bytes=peaks,
-        plans=[program.plan.to_dict() for program in programs],
-        explanations=[program.explain() for program in programs],
+        plans=[plan.to_dict() for plan in plans],
+        explanations=explanations,
         comparison=comparison,
     )
 

@@ -187,10 +187,10 @@ def test_partitioned_programs_are_right(degrees, lengths):
 def test_programs_are_kept_per_value_and_reused(caplog):
     model = randomise(Packed()).eval()
     fast = sp_compile(model, packed_inputs(4, 6), dynamic=False)
-    with caplog.at_level(logging.INFO, "seqpar"), torch.no_grad():
+    with caplog.at_level(logging.INFO, "seqpar.compile"), torch.no_grad():
         for lengths in ((4, 6), (5, 5), (4, 6), (5, 5), (2, 2), (4, 6)):
             assert torch.equal(fast(**packed_inputs(*lengths)), model(**packed_inputs(*lengths)))
-    messages = [record.message for record in caplog.records if record.name == "seqpar"]
+    messages = [record.message for record in caplog.records if record.name == "seqpar.compile"]
     assert len(messages) == 2 and all("tolist" in message and "lengths = mask.sum(1).tolist()" in message for message in messages)
 
 
@@ -199,7 +199,7 @@ def test_alternatives_are_bounded(caplog):
     fast._model.function = READS["tolist"]
     fast.recompile()
     fast.__dict__["_max_programs"] = 3
-    with caplog.at_level(logging.WARNING, "seqpar"), torch.no_grad():
+    with caplog.at_level(logging.WARNING, "seqpar.compile"), torch.no_grad():
         for n in range(1, 7):
             assert torch.equal(fast(x_of(), mask_of(n, n)), fast._model(x_of(), mask_of(n, n)))
     assert sum(len(found.programs) for found in fast._programs.values()) == 3

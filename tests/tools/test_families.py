@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 def draw(folder, request, ulysses, ring):
     """(latents of all ranks, latents of this process alone, plan of every program) on each rank."""
-    pipeline.be_quiet()
+    pipeline.be_quiet(warnings=False)
     pipe = pipeline.load(str(folder), CPU, torch.float32)
     pipe.set_progress_bar_config(disable=True)
     compiled = pipeline.compile_transformers(pipe, functools.partial(seqpar.sp_compile, ulysses=ulysses, ring=ring))

@@ -1,4 +1,4 @@
-"""Putting compiled transformers into a pipeline, calling it and timing it; on a stand-in with a real scheduler."""
+"""Calling a pipeline and timing it; on a stand-in with a real scheduler."""
 
 import inspect
 from types import SimpleNamespace
@@ -9,7 +9,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from seqpar.errors import UnsupportedError
 from seqpar.tools import pipeline
-from seqpar.tools.compile_on_first_call import CompileOnFirstCall
 
 CPU = torch.device("cpu")
 
@@ -36,21 +35,6 @@ class Pipeline:
         for t in self.scheduler.timesteps:
             latents = self.scheduler.step(self.transformer(latents), t, latents, return_dict=False)[0]
         return SimpleNamespace(frames=latents[None].numpy())
-
-
-def test_transformers_are_replaced_and_restored():
-    pipe = Pipeline(transformer_2=torch.nn.Linear(3, 3), transformer_3=None)
-    originals = pipe.transformer, pipe.transformer_2
-    compiled = pipeline.compile_transformers(pipe, lambda model, inputs: model)
-    assert list(compiled) == ["transformer", "transformer_2"]
-    assert all(isinstance(part, CompileOnFirstCall) for part in (pipe.transformer, pipe.transformer_2))
-    pipeline.restore_transformers(pipe, compiled)
-    assert (pipe.transformer, pipe.transformer_2) == originals
-
-
-def test_a_pipeline_without_transformer_is_refused():
-    with pytest.raises(UnsupportedError, match="no transformer"):
-        pipeline.transformer_names(Pipeline(transformer=None, unet=torch.nn.Linear(1, 1)))
 
 
 def test_generate_is_reproducible_and_measured():

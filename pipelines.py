@@ -1,0 +1,254 @@
+"""`seqpar.parallelize`: a diffusers pipeline, unmodified, whose denoisers run sequence-parallel."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from seqpar.compat import pytree
+from seqpar.compile import check_degrees, sp_compile
+from seqpar.denoiser import Denoiser, attribute_set, forward_replaced
+from seqpar.errors import UnsupportedError
+from seqpar.runtime.mesh import build_mesh
+from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
+
+HANDLE = "_seqpar_handle"
+NEEDED = ("__call__", "components", "progress_bar")  # what is used of diffusers' DiffusionPipeline
+
+
+def parallelize(
+    pipe: Any, *, ulysses: int = 1, ring: int = 1, mesh: Any = None, dynamic: bool | None = None, backend: str | None = None
+) -> ParallelPipeline:
+    """Make `pipe(...)` run its denoisers on `ulysses` x `ring` processes. Every rank calls it, and later calls `pipe` with the same arguments.
+
+        seqpar.parallelize(pipe, ulysses=2, ring=2)
+        image = pipe("a lighthouse").images[0]  # on every rank
+        pipe.unparallelize()
+
+    A denoiser is a component (transformer, UNet, ControlNet, …) that the pipeline calls inside its denoising loop and that has something to shard. It is compiled
+    at its first call, once per signature. Its inputs (latents, prompt embeddings, …) and the pipeline's random numbers are the first rank's;
+    everything else runs on every rank as before, and outside `pipe(...)` every component is untouched.
+
+    Args:
+        pipe: a diffusers pipeline, on its device. The object stays the same; its class becomes a subclass of the same name.
+        ulysses, ring, mesh, dynamic, backend: as in `sp_compile`.
+
+    Returns:
+        The handle: `.denoisers`, `.plans`, `.explain()`, `.unparallelize()`; a context manager that undoes at the end.
+
+    Raises:
+        UnsupportedError: `pipe` is no diffusers pipeline, or is parallelised already.
+        MeshError: degrees, world size, mesh do not fit, or there is no process group.
+    """
+    missing = [name for name in NEEDED if not hasattr(pipe, name)]
+    if missing:
+        raise UnsupportedError(f"{type(pipe).__name__} is not a diffusers pipeline (it has no {', '.join(missing)}); for a model use seqpar.sp_compile")
+    if getattr(pipe, HANDLE, None) is not None:
+        raise UnsupportedError(f"this {type(pipe).__name__} is parallelised already: call its unparallelize() first")
+    check_degrees(ulysses, ring)
+    return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), dynamic, backend)
+
+
+def unparallelize(pipe: Any) -> None:
+    """Undo `parallelize`. Raises UnsupportedError for a pipeline that is not parallelised."""
+    handle = getattr(pipe, HANDLE, None)
+    if handle is None:
+        raise UnsupportedError(f"this {type(pipe).__name__} is not parallelised")
+    handle.unparallelize()
+
+
+class ParallelPipeline:
+    """What `parallelize` did to a pipeline, and the way back.
+
+    denoisers: by component name, those met in the calls so far.
+    """
+
+    def __init__(self, pipe: Any, mesh: Any, dynamic: bool | None, backend: str | None) -> None:
+        self.pipe = pipe
+        self.denoisers: dict[str, Denoiser] = {}
+        self._mesh = mesh
+        self._compile = functools.partial(sp_compile, ulysses=mesh.ulysses, ring=mesh.ring, mesh=mesh.device_mesh, dynamic=dynamic, backend=backend)
+        self._kind = type(pipe)
+        self._loops = 0  # denoising loops that are running
+        self._same: SameInputs | None = None
+        pipe.__class__ = _subclass(self._kind, self)
+
+    def unparallelize(self) -> None:
+        """The pipeline is as it was; compiled programs are dropped. Doing it twice is harmless."""
+        if getattr(self.pipe, HANDLE, None) is self:
+            self.pipe.__class__ = self._kind
+        self.denoisers.clear()
+
+    def __enter__(self) -> ParallelPipeline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.unparallelize()
+
+    @property
+    def plans(self) -> list[Any]:
+        """The plan of every compiled program's latest call."""
+        return [program.plan for denoiser in self.denoisers.values() for program in denoiser.programs]
+
+    @property
+    def pages(self) -> list[str]:
+        """What `explain()` prints, one page per compiled program."""
+        programs = ((name, denoiser.model, program) for name, denoiser in self.denoisers.items() for program in denoiser.programs)
+        return [f"{name} ({type(model).__name__})\n{program.explain()}" for name, model, program in programs]
+
+    def explain(self) -> str:
+        """What was sharded, what is communicated, and why, of every compiled program."""
+        return "\n\n".join(self.pages) or "nothing is compiled yet: call the pipeline first"
+
+    # ---- one call of the pipeline
+
+    @contextlib.contextmanager
+    def calling(self, arguments: Any) -> Iterator[None]:
+        """For the time of one call: random numbers agree, and components that are called in the loop run sequence-parallel."""
+        if self._same is not None:  # a pipeline that calls itself
+            yield
+            return
+        generators = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Generator)]
+        unique = list({id(generator): generator for generator in generators}.values())
+        self._same, self._loops = SameInputs(self._mesh), 0
+        used: set[str] = set()
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(first_ranks_random_numbers(unique, self._mesh))
+                for name, module in _modules(self.pipe).items():
+                    stack.enter_context(forward_replaced(module, functools.partial(self._make_forward, name, module, used)))
+                yield
+        finally:
+            self._same = None
+        if not used:
+            warnings.warn(
+                f"{self._kind.__name__} called no component in a denoising loop, so nothing ran in parallel; if it is made of other pipelines, "
+                "parallelize those",
+                stacklevel=3,
+            )
+
+    def _make_forward(self, name: str, module: torch.nn.Module, used: set[str], plain: Callable[..., Any]) -> Callable[..., Any]:
+        # A call that torch.compile has replaced traces what it finds here.
+        shield: Any = torch.compiler.disable if module._compiled_call_impl is not None else lambda function: function
+
+        @shield
+        @functools.wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self._loops:
+                return plain(*args, **kwargs)
+            used.add(name)
+            refuse_compiled(name, module)
+            # As it was for the tracer, and for a model that calls itself.
+            with attribute_set(module, "forward", plain):
+                return self._denoise(name, module, args, kwargs)
+
+        return forward
+
+    def _denoise(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        denoiser = self.denoisers.get(name)
+        if denoiser is None or denoiser.model is not module:
+            denoiser = self.denoisers[name] = Denoiser(module, self._compile)
+        inputs = denoiser.bind(args, kwargs)
+        assert self._same is not None, "within a call"
+        if self._mesh.size > 1:
+            inputs = same_tensors(inputs, self._same, type(module).__name__)
+        output = denoiser.run(inputs)
+        self._same.known([leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)])
+        return output
+
+    @contextlib.contextmanager
+    def loop(self) -> Iterator[None]:
+        """A denoising loop is running."""
+        self._loops += 1
+        try:
+            yield
+        finally:
+            self._loops -= 1
+
+
+def refuse_compiled(name: str, module: torch.nn.Module) -> None:
+    """A denoiser is compiled here, from the model's own code."""
+    if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+        raise UnsupportedError(
+            f'{name} was given to torch.compile: leave it as it is and pass backend="inductor" to parallelize, which compiles the parallel program'
+        )
+
+
+def same_tensors(inputs: dict[str, Any], same: SameInputs, title: str) -> dict[str, Any]:
+    """The inputs with the first rank's tensors; everything else must agree."""
+    leaves, spec = pytree.tree_flatten_with_path(inputs)
+    named = {"".join(map(str, path)): leaf for path, leaf in leaves}
+    tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, torch.Tensor)}
+    text = "\n".join([title, *(_describe(name, leaf) for name, leaf in named.items())])
+    received = same(tensors, text)
+    return pytree.tree_unflatten([received.get(name, leaf) for name, leaf in named.items()], spec)
+
+
+def _describe(name: str, leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor):
+        return f"{name}: {tuple(leaf.shape)} {leaf.dtype}"
+    return f"{name}: {leaf!r}" if isinstance(leaf, bool | int | float | str | None) else f"{name}: a {type(leaf).__name__}"
+
+
+def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Components that are models, each once."""
+    found = {id(part): (name, part) for name, part in reversed(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+    return dict(reversed(found.values()))
+
+
+def _subclass(kind: type, handle: ParallelPipeline) -> type:
+    """`kind` with calls and progress bars that tell `handle`; python looks for `__call__` on the class only."""
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with handle.calling((args, kwargs)):
+            return kind.__call__(self, *args, **kwargs)
+
+    @functools.wraps(kind.progress_bar)  # type: ignore[attr-defined]
+    def progress_bar(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Every pipeline draws one around its denoising loop, and nowhere else.
+        return LoopBar(kind.progress_bar(self, *args, **kwargs), handle)  # type: ignore[attr-defined]
+
+    def undo(self: Any) -> None:
+        """Undo `seqpar.parallelize`."""
+        handle.unparallelize()
+
+    methods = {"__call__": call, "progress_bar": progress_bar, "unparallelize": undo, HANDLE: handle}
+    # The name is written into saved pipelines and looked up in tables.
+    return type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__})
+
+
+class LoopBar:
+    """A progress bar (tqdm) that tells the handle when its loop begins and ends: `with bar`, `for … in bar`, or `bar.update()` up to `bar.close()`."""
+
+    def __init__(self, bar: Any, handle: ParallelPipeline) -> None:
+        self._bar, self._handle = bar, handle
+        self._running = contextlib.ExitStack()
+        # A bar without steps to iterate over is used by hand, at the latest from its first update on; one with steps runs while they do.
+        if getattr(bar, "iterable", None) is None:
+            self._running.enter_context(handle.loop())
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._handle.loop():
+            yield from self._bar
+
+    def __enter__(self) -> Any:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> Any:
+        self._running.close()
+        return self._bar.__exit__(*exception)
+
+    def close(self) -> None:
+        """End of the loop."""
+        self._running.close()
+        self._bar.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)

@@ -1,0 +1,44 @@
+"""`seqpar graph`: the plan as a picture."""
+
+import argparse
+from pathlib import Path
+
+from seqpar.errors import SeqparError
+from seqpar.tools.cli import models
+from seqpar.tools.cli.command import Command, add_degrees, add_json, show
+
+FORMATS = (".html", ".dot")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the mesh, the file."""
+    models.add_arguments(parser)
+    add_degrees(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".html: one page to look around in; .dot: for graphviz")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file and say so."""
+    import seqpar
+
+    if args.output.suffix not in FORMATS:
+        raise SeqparError(f"cannot draw {args.output.name!r}: use a name that ends in {' or '.join(FORMATS)}")
+    named = models.resolve(args)
+    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.output.suffix == ".html":
+        plan.to_html(args.output)  # type: ignore[attr-defined]
+    else:
+        args.output.write_text(plan.to_dot())  # type: ignore[attr-defined]
+    size = args.output.stat().st_size
+    return show(args, f"{args.output}  ({size:,} bytes)", {"output": str(args.output), "bytes": size})
+
+
+COMMAND = Command(
+    "graph",
+    "Draw the plan: an HTML page without network, or a DOT file.",
+    ("seqpar graph tiny:flux --ulysses 2 --ring 2 --output plan.html", "seqpar graph tiny:wan --ring 2 --output plan.dot"),
+    add_arguments,
+    run,
+)

@@ -1,0 +1,33 @@
+"""`seqpar suggest`: which mesh to use."""
+
+import argparse
+
+from seqpar.tools.cli import models
+from seqpar.tools.cli.command import Command, add_json, show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, how many ranks, and what they are."""
+    models.add_arguments(parser)
+    parser.add_argument("--world-size", type=int, required=True, metavar="N", help="ranks there are")
+    parser.add_argument("--hardware", metavar="NAME", help="what the ranks are (H100, A100, …; default H100)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table of meshes."""
+    import seqpar
+
+    named = models.resolve(args)
+    hardware = {} if args.hardware is None else {"hardware": args.hardware}
+    found = seqpar.suggest(named.model, named.inputs, args.world_size, **hardware)
+    return show(args, str(found), found.to_dict())
+
+
+COMMAND = Command(
+    "suggest",
+    "Predicted time, bytes and memory of every (ulysses, ring) split of the ranks, and the recommended one.",
+    ("seqpar suggest tiny:flux --world-size 4",),
+    add_arguments,
+    run,
+)
