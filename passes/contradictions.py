@@ -229,10 +229,9 @@ class HookReading:
             relation = self.inference.relations.get(value)
             step = next(self._sources(relation, dim, atom), None) if relation is not None else None
             if step is None:
-                source = value.args[0] if value.target is operator.getitem else None
-                if source is None:
+                if value.target is not operator.getitem:
                     return Maker(value, path, dim)
-                value = source
+                value = value.args[0]  # type: ignore[assignment]
                 continue
             value, dim = relation.operands[step[0]], step[1]  # type: ignore[union-attr]
 

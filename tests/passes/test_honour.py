@@ -91,7 +91,7 @@ def test_labels_that_forget_a_pin_are_refused(traced):
 
 def test_a_pin_that_a_rewrite_swallowed_is_refused(traced):
     partitioned = partition(traced, ulysses=2)
-    with pytest.raises(PlanError, match=r"plan\['model'\]\['text'\] pins input 'text' of model, which lies inside an attention"):
+    with pytest.raises(PlanError, match=r"plan\['model'\]\['x'\] pins input 'x' of model, which lies inside an attention"):
         check_plan(traced, detach(traced.gm, pins=True)[0], partitioned.inference)
 
 
