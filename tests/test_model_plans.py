@@ -1,5 +1,6 @@
 """The plans that diffusers' own classes ship: what passes, what the graph contradicts, and that pinned programs compute the model."""
 
+import diffusers
 import pytest
 import torch
 
@@ -8,9 +9,9 @@ from seqpar.compile import traced_with
 from seqpar.errors import PlanError
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
-from seqpar.sp_plan import SequenceParallelInput as Input
 from seqpar.sp_plan import declarations, get_sp_plan_from_model
 from seqpar.tools.coverage_cases import all_cases
+from seqpar.tools.coverage_cases.audio import LTX2
 from seqpar.verification import verify_traced
 
 CASES = {case.name: case for case in all_cases()}
@@ -62,10 +63,8 @@ def test_position_ids_with_a_batch_dim():
 
 def test_rotary_tables_that_a_shipped_plan_forgets():
     """LTX2 rotates queries of the attention between video and audio by tables of a second module, which its plan does not name."""
-    case = CASES["LTX2VideoTransformer3DModel"]
-    model, inputs = case.build(), case.inputs("even")
+    model = diffusers.LTX2VideoTransformer3DModel(**{**LTX2, "num_layers": 1}).eval()
+    inputs = CASES["LTX2VideoTransformer3DModel"].inputs("even")
     inputs |= {name: inputs[name][:, 0] for name in ("timestep", "audio_timestep")}
     with pytest.raises(PlanError, match=r"(?s)an output of cross_attn_rope is left whole, while plan\[''\]\['hidden_states'\] splits.*over the same 32 positions.*transformer_ltx2.py.*plan\['cross_attn_rope'\] ="):
         seqpar.plan(model, inputs, ulysses=2, sp_plan="model")
-    complete = {**get_sp_plan_from_model(model), "cross_attn_rope": {i: Input(1, 3, split_output=True) for i in (0, 1)}}
-    assert "plan['cross_attn_rope'][1]: split in dim 1, 32/2 positions" in seqpar.plan(model, inputs, ulysses=2, sp_plan=complete).notes
