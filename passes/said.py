@@ -114,5 +114,6 @@ def axes_text(inference: Inference, node: Node, sequence: Sequence[int]) -> str:
     for d, axis in enumerate(inference.axes[node][0]):
         factors = [" + ".join(str(table.length(a)) for a in factor) for factor in table.expand_axis(axis)]
         dims.append("*".join(f if len(factors) == 1 or " " not in f else f"({f})" for f in factors) if d in sequence else str(outputs_of(node)[0].shape[d]))
-    known = f"its sequence is dim {sequence[0]}" if sequence else "none of its dims is a sequence"
+    several = f"its sequences are dims {' and '.join(map(str, sequence))}"
+    known = several if len(sequence) > 1 else f"its sequence is dim {sequence[0]}" if sequence else "none of its dims is a sequence"
     return f"({', '.join(dims)}), {known}"
