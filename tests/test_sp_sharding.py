@@ -11,6 +11,7 @@ import seqpar
 from seqpar import sp_gather, sp_shard
 from seqpar.errors import DisagreementError, PlanError
 from seqpar.runtime.current import current_mesh
+from seqpar.runtime.mesh import SequenceMesh
 from seqpar.sp_plan import SequenceParallelConfig, SequenceParallelInput, SequenceParallelOutput, use_mesh
 
 
@@ -70,6 +71,21 @@ def test_identities_without_a_mesh():
     torch._dynamo.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+class Routed(nn.Module):
+    """Decides by activations, so it runs as it is: whole on every rank."""
+
+    def forward(self, x):
+        x = sp_shard(x, 1)
+        return sp_gather(x * (2 if (x.mean() > 0).item() else 3), 1)
+
+
+def test_a_module_that_runs_as_it_is_works_on_whole_tensors():
+    model = nn.Sequential(make(), Routed())
+    with use_mesh(SequenceMesh(2, 1, 0, {}, None)):
+        report = seqpar.verify(model, (tokens(9),), ulysses=2)
+    assert report.ok and any("Routed" in op.op for op in report.plan.replicated_ops)
 
 
 # ---- real ranks -----------------------------------------------------------------------------------
