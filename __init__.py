@@ -16,10 +16,25 @@ if TYPE_CHECKING:
     from seqpar.pipelines import parallelize, unparallelize
     from seqpar.planning import plan
     from seqpar.saving import load, save
+    from seqpar.sp_sharding import sp_gather, sp_shard
     from seqpar.suggestion import suggest
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "config", "launch", "load", "parallelize", "plan", "save", "sp_compile", "suggest", "unparallelize", "verify"]
+__all__ = [
+    "SeqparError",
+    "config",
+    "launch",
+    "load",
+    "parallelize",
+    "plan",
+    "save",
+    "sp_compile",
+    "sp_gather",
+    "sp_shard",
+    "suggest",
+    "unparallelize",
+    "verify",
+]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
 PUBLIC = {
@@ -30,6 +45,8 @@ PUBLIC = {
     "plan": "seqpar.planning",
     "save": "seqpar.saving",
     "sp_compile": "seqpar.compile",
+    "sp_gather": "seqpar.sp_sharding",
+    "sp_shard": "seqpar.sp_sharding",
     "suggest": "seqpar.suggestion",
     "unparallelize": "seqpar.pipelines",
     "verify": "seqpar.verification",

@@ -25,5 +25,9 @@ class DisagreementError(SeqparError):
     """The ranks of one group hold different models, shapes or versions."""
 
 
+class PlanError(SeqparError, ValueError):
+    """A declared plan contradicts the model or its graph."""
+
+
 class SavedProgramError(SeqparError, ValueError):
     """A program cannot be written to a file, or a file holds no program for this model, these versions or these ranks."""

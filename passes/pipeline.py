@@ -19,12 +19,15 @@ from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.balance import in_zigzag
+from seqpar.passes.boundary import detach
 from seqpar.passes.count import Counts
 from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.options import Options
@@ -52,12 +55,14 @@ class Partitioned:
         seconds: dict[str, float],
         options: Options = Options(),  # noqa: B008
         machine: Machine = Machine(),  # noqa: B008
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.traced = traced
         self.machine = machine
         self.inference = inference
         self.solution = solution
         self.options = options
+        self.notes = notes
         self._seconds = seconds
         self._programs: dict[int, fx.GraphModule] = {}
         self.dump = Dump()  # where the passes of this program are written to
@@ -90,7 +95,7 @@ class Partitioned:
         digest.update(f"{degrees.ulysses} {degrees.ring}\n".encode())
         view = LayoutView(self.inference, self.solution, 0)
         for node in self.traced.gm.graph.nodes:
-            digest.update(f"{node.format_node()} {node in self.solution.labels.exchanged}".encode())
+            digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
                 digest.update(str(in_zigzag(self.inference, self.solution, node)).encode())
             if node in self.inference.axes:
@@ -100,7 +105,7 @@ class Partitioned:
     def program(self, rank: int) -> fx.GraphModule:
         """The program of `rank`, groups still named by axis; same placeholders and outputs as `traced.gm`."""
         if self.solution.degrees.ranks == 1 or self.nothing_to_shard:
-            return self.traced.gm
+            return detach(self.traced.gm, pins=True)[0]
         if rank not in self._programs:
             started = time.perf_counter()
             first = not self._programs
@@ -143,17 +148,20 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 
     Raises:
         MeshError: `ulysses` exceeds the heads of every attention.
+        PlanError: what is declared contradicts the graph.
         TraceError: a size depends on activations.
     """
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
     dump = Dump.open(f"{ulysses}x{ring}")
     dump.graph("traced", traced.gm)
-    if ulysses * ring > 1:
+    as_traced, pinned = traced, has_pins(traced)
+    if ulysses * ring > 1 or pinned:
         check_sizes_known(traced)
         traced = replace(traced, gm=run_passes(traced.gm, NORMALISE if options.recognise else (), dump))
     with stage("infer", "inferring what the dims of %d operators are", len(traced.gm.graph.nodes)):
         inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
+    notes = check_plan(as_traced, traced.gm, inference) if pinned else ()
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
     _check_heads(inference, degrees)
@@ -165,7 +173,8 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
             inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    partitioned = Partitioned(traced, inference, solution, seconds, options, machine or Machine())
+    notes += honoured(traced, inference, solution) if pinned else ()
+    partitioned = Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, seconds, options, machine or Machine(), notes)
     dump.text("layouts", partitioned.layouts)
     partitioned.dump = dump
     return partitioned

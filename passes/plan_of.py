@@ -14,7 +14,7 @@ from seqpar.partitioner.relation import Relation
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.estimate import predict
-from seqpar.passes.localise import source_line
+from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
         replicated_ops=_replicated(partitioned, whole),
         seconds=partitioned.seconds,
         nothing_to_shard=partitioned.nothing_to_shard,
+        notes=partitioned.notes,
         machine=partitioned.machine.name,
         predicted_seconds=max(predicted, key=lambda p: p["total"]),
         predicted_alone=sum(whole.values()) / partitioned.machine.flops_per_s,
@@ -170,12 +171,3 @@ def _opaque(node: Node, flops: int) -> ReplicatedOp:
     call = node.meta["opaque"]
     where = call.where.partition(" in ")[0]
     return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank", flops, where)
-
-
-def one_line(node: Node) -> str:
-    """`file.py:12` of the user's source."""
-    text = source_line(node).strip().splitlines()
-    if not text:
-        return ""
-    parts = text[0].removeprefix("File ").split(",")
-    return f"{parts[0].strip().strip(chr(34))}:{parts[1].replace('line', '').strip()}" if len(parts) > 1 else parts[0]

@@ -13,7 +13,8 @@ from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import shape_of
 from seqpar.passes.count import CountInterpreter, Counts, counting_groups, to_meta
 from seqpar.passes.inspector import Inspector
-from seqpar.passes.plan_of import example_of, one_line
+from seqpar.passes.localise import one_line
+from seqpar.passes.plan_of import example_of
 from seqpar.passes.stages import stage_of
 from seqpar.passes.text import short
 

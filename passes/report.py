@@ -34,6 +34,9 @@ def explain(plan: Plan) -> str:
     if details is not None:
         lines += stage_lines(details.stages, details.rank)
     lines += collective_lines(plan) + attention_lines(plan, details) + replicated_lines(plan)
+    if plan.notes:
+        lines.append("declared")
+        lines += capped(f"  {note}" for note in plan.notes)
     lines.append("seconds   " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in plan.seconds.items()))
     return "\n".join(lines)
 

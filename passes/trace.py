@@ -11,8 +11,9 @@ import inspect
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -21,8 +22,10 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
-from seqpar.errors import TraceError
+from seqpar.errors import SeqparError, TraceError
+from seqpar.passes import boundary
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.boundary import Marks
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.progress import staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
@@ -37,6 +40,7 @@ aten = torch.ops.aten
 # Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
 CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+OWN_FILES = (__file__, boundary.__file__, str(Path(__file__).parents[1] / "sp_sharding.py"))  # between the user's frames
 MAX_CHOICES = 8  # attempts to find the modules that must run as they are
 ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default)
 
@@ -63,7 +67,7 @@ class Traced:
     Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
     the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`, then those that
     `states` (attributes the model assigns on its arguments) name. `guard`, if any, must
-    hold for the inputs of a call: the graph is made for the values the model reads from them.
+    hold for the inputs of a call: the graph is made for the values the model reads from them. `marks`: what put markers into `gm`.
     """
 
     gm: fx.GraphModule
@@ -77,6 +81,7 @@ class Traced:
     seconds: float
     guard: ReadGuard | None = None
     states: tuple[StateWrite, ...] = ()
+    marks: Marks | None = None
 
     @property
     def reads(self) -> tuple[Record, ...]:
@@ -131,7 +136,7 @@ class FlatModel(torch.nn.Module):
 
 
 @staged("trace", "tracing %s")
-def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
+def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True, marks: Marks | None = None) -> Traced:
     """Trace `model(*args, **kwargs)`; the model is left as it was.
 
     Args:
@@ -139,6 +144,7 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         dynamic: True: sizes of inputs are symbols where the model permits, an error if nowhere; False: all sizes fixed;
             None: symbolic where that makes an attention length symbolic, else fixed.
         warm: run the model eagerly first, for tables it memoises; False for a plain graph.
+        marks: puts markers on tensors that cross module boundaries.
 
     Raises:
         TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
@@ -148,12 +154,12 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
-    try:
-        traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
-    except ActivationRead as refused:
-        traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
-    object.__setattr__(traced, "seconds", time.perf_counter() - started)
-    return traced
+    with nullcontext() if marks is None else marks.active(model):
+        try:
+            traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
+        except ActivationRead as refused:
+            traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
+    return replace(traced, seconds=time.perf_counter() - started, marks=marks)
 
 
 def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:
@@ -242,7 +248,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
             stack.enter_context(tolist_seen_by_modes())
         try:
             exported = torch.export.export(flat, (leaves,), dynamic_shapes=dims, strict=False).run_decompositions({})
-        except TraceError:
+        except SeqparError:
             raise
         except Exception as error:
             raise trace_error(error, model) from error
@@ -344,7 +350,7 @@ def clean_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         entries = [(key, (path.removeprefix("model").removeprefix("."), kind)) for key, (path, kind) in meta["nn_module_stack"].items() if path]
         kept["nn_module_stack"] = dict(entries)
     if "stack_trace" in kept:
-        kept["stack_trace"] = "\n".join(frame for frame in re.split(r"\n(?=\s*File )", kept["stack_trace"]) if __file__ not in frame)
+        kept["stack_trace"] = "\n".join(frame for frame in re.split(r"\n(?=\s*File )", kept["stack_trace"]) if not any(own in frame for own in OWN_FILES))
     return kept
 
 

@@ -18,7 +18,7 @@ from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.labels import LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import outputs_of
-from seqpar.passes.plan_of import one_line
+from seqpar.passes.localise import one_line
 from seqpar.passes.stages import stage_of
 from seqpar.passes.text import amount, percent, short
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
+from seqpar.runtime.current import whole_tensors
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ def run_opaque(call: OpaqueCall, module: torch.nn.Module, tensors: Sequence[Tens
     """
     # A gathered value has other strides than the model saw; contiguous ones fit every view.
     args, kwargs = call.bind([tensor.contiguous() for tensor in tensors])
-    if call.autocast is None or not tensors:
-        return call.results(module.forward(*args, **kwargs))
-    enabled, dtype = call.autocast
-    with torch.autocast(tensors[0].device.type, dtype=dtype, enabled=enabled):
-        return call.results(module.forward(*args, **kwargs))
+    with whole_tensors():
+        if call.autocast is None or not tensors:
+            return call.results(module.forward(*args, **kwargs))
+        enabled, dtype = call.autocast
+        with torch.autocast(tensors[0].device.type, dtype=dtype, enabled=enabled):
+            return call.results(module.forward(*args, **kwargs))
 
 
 def autocast_state(tensors: Sequence[Tensor]) -> tuple[bool, torch.dtype] | None:
