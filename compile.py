@@ -137,7 +137,7 @@ class Compiler:
         gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
         # A module that runs as it is stays outside what the backend compiles.
         run = gm.forward if self.backend is None else torch.compile(gm, backend=self.backend, fullgraph=not traced.opaque, dynamic=traced.shape_env is not None)
-        slim = dataclasses.replace(traced, call=traced.call.without_data())
+        slim = dataclasses.replace(traced, call=traced.call.without_data(), marks=None)
         program = Program(slim, gm, run, partitioned.plan, tuple(partitioned.conditions), split=bool(axes_used(unbound)))
         return program, partitioned.fingerprint
 

@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from seqpar.partitioner.lengths import Sizes
+from seqpar.partitioner.marker import is_marker
 from seqpar.partitioner.op import outputs_of, shape_of
 
 aten = torch.ops.aten
@@ -97,7 +98,7 @@ def node_work(node: Node, sizes: Sizes) -> int:
     if "flops" in node.meta:
         return int(node.meta["flops"])
     outs = outputs_of(node)
-    if not outs or node.op != "call_function":
+    if not outs or node.op != "call_function" or is_marker(node):
         return 0
     operands: list[Node] = []
     map_arg((node.args, node.kwargs), operands.append)

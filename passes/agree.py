@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.marker import BOUNDARY
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.opaque import run_opaque
 
@@ -25,7 +26,7 @@ MOVES = frozenset(
         aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.expand.default, aten.repeat.default,
         aten.cat.default, aten.stack.default, aten.slice.Tensor, aten.split_with_sizes.default, aten.split.Tensor, aten.unbind.int,
         aten.select.int, aten.clone.default, aten.alias.default, aten.constant_pad_nd.default, aten.view_as_real.default,
-        aten.view_as_complex.default, aten._to_copy.default, aten.type_as.default,
+        aten.view_as_complex.default, aten._to_copy.default, aten.type_as.default, BOUNDARY,
     }
 )  # fmt: skip
 

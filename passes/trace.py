@@ -11,8 +11,8 @@ import inspect
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.boundary import Marks
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
@@ -62,7 +63,7 @@ class Traced:
     Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
     the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`, then those that
     `states` (attributes the model assigns on its arguments) name. `guard`, if any, must
-    hold for the inputs of a call: the graph is made for the values the model reads from them.
+    hold for the inputs of a call: the graph is made for the values the model reads from them. `marks`: what put markers into `gm`.
     """
 
     gm: fx.GraphModule
@@ -76,6 +77,7 @@ class Traced:
     seconds: float
     guard: ReadGuard | None = None
     states: tuple[StateWrite, ...] = ()
+    marks: Marks | None = None
 
     @property
     def reads(self) -> tuple[Record, ...]:
@@ -129,7 +131,7 @@ class FlatModel(torch.nn.Module):
         return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
 
 
-def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True) -> Traced:
+def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic: bool | None = None, warm: bool = True, marks: Marks | None = None) -> Traced:
     """Trace `model(*args, **kwargs)`; the model is left as it was.
 
     Args:
@@ -137,6 +139,7 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         dynamic: True: sizes of inputs are symbols where the model permits, an error if nowhere; False: all sizes fixed;
             None: symbolic where that makes an attention length symbolic, else fixed.
         warm: run the model eagerly first, for tables it memoises; False for a plain graph.
+        marks: puts markers on tensors that cross module boundaries.
 
     Raises:
         TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
@@ -146,12 +149,12 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
-    try:
-        traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
-    except ActivationRead as refused:
-        traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
-    object.__setattr__(traced, "seconds", time.perf_counter() - started)
-    return traced
+    with nullcontext() if marks is None else marks.active(model):
+        try:
+            traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
+        except ActivationRead as refused:
+            traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
+    return replace(traced, seconds=time.perf_counter() - started, marks=marks)
 
 
 def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:
