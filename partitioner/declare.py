@@ -25,7 +25,7 @@ from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import INF, Degrees, Key, LabelProblem, Labels
 from seqpar.partitioner.relation import Relation
 
-SHARE = 1e-4  # an entry of a plan must save this share of all work
+SHARE = 0.02  # an entry of a plan must save this share of all work
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class DeclareProblem(LabelProblem):
         axes = [self.table.expand_axis(axis) for axis in self.inference.axes[mask][0]]
         last = len(axes) - 1
         dim = self.candidate(mask)
-        columns_only = not any(axes[max(0, last - 2) : last])
+        columns_only = not any(axes[max(0, last - 2) : last]) and self.degrees.ring == 1  # every step of a ring would use the same mask
         if self.rules.alike and columns_only and axes[last]:
             for atom in self.atoms(origin(mask), last):
                 self._alike(node, mask, self._known(mask, last, atom), keys)

@@ -1,0 +1,250 @@
+"""`seqpar.derive_sp_plan`: the declared plan that says what the compiler found, or why there is none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from seqpar.compat import pytree
+from seqpar.compile import check_degrees, split_inputs
+from seqpar.derived_plan import STYLES, Unexpressible, format_plan, plan_of
+from seqpar.errors import UnsupportedError
+from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.declare import MeshRules
+from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.marker import boundary, is_marker, pin_of
+from seqpar.passes import derive as analysis
+from seqpar.passes.boundary import Boundary, Mark, Marks
+from seqpar.passes.derive import Allowed, Problem
+from seqpar.passes.derive_reason import reason
+from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.recognise import recognise_attention
+from seqpar.passes.trace import Traced, trace
+from seqpar.passes.triangle import simplify_masks
+from seqpar.sp_plan import validate_sp_plan
+from seqpar.verification import TOLERANCE, difference
+
+__all__ = ["derive_sp_plan", "format_plan"]
+
+DEPTH = 3  # of the modules whose boundaries are looked at: the model, its blocks, their attentions and feed-forwards
+LISTS = 2  # lists of blocks that are tried as one sequence
+REPAIRS = 6  # entries without a form that are ruled out one by one
+aten = torch.ops.aten
+
+
+class NoPlanError(UnsupportedError):
+    """No declared plan is equivalent to the compiled program; the text says which line stands in the way, and what to extract."""
+
+
+def derive_sp_plan(
+    model: nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, style: str = "sp_plan", machine: Machine | None = None
+) -> dict[str, Any]:
+    """The smallest declared plan with which every rank computes its part of the sequence, as the compiler would.
+
+    Args:
+        example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors; on the meta device too.
+        style: "sp_plan": entries of `seqpar.sp_plan`; "cp_plan": diffusers' `ContextParallelInput` and `ContextParallelOutput`, for a diffusers model.
+
+    A `cp_plan` is checked before it is returned: diffusers' own hooks run with it on simulated ranks, and the outputs are compared with the model's
+    (shapes only, if the inputs are on meta).
+
+    Raises:
+        NoPlanError: there is none; names the line at which a tensor would have to be split or gathered between two modules.
+        SeqparError: the model cannot be traced, or the degrees are no positive integers.
+    """
+    check_degrees(ulysses, ring)
+    if style not in STYLES:
+        raise ValueError(f"style must be one of {STYLES}, not {style!r}")
+    if style == "cp_plan" and not has_context_parallelism(model):
+        raise NoPlanError(f"{type(model).__name__} has no enable_parallelism: a cp_plan is for models of diffusers. Use style='sp_plan'")
+    args, kwargs = split_inputs(example_inputs)
+    search = _Search(model, args, kwargs, Degrees(ulysses, ring), style, machine)
+    return search.run()
+
+
+@dataclass
+class _Search:
+    """One derivation: which marks are allowed, from the earliest splits on, until a plan holds."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    degrees: Degrees
+    style: str
+    machine: Machine | None
+    outputs: dict[str, int] = field(default_factory=dict)
+    expected: Any = None
+    refused: list[str] = field(default_factory=list)
+
+    def run(self) -> dict[str, Any]:
+        traced = self._trace()
+        plain = self._pose(traced, ())
+        self._check_attention(plain)
+        why: str | None = None
+        tried: list[dict[str, Any]] = []
+        for problem in self._readings(traced, plain):
+            for allowed in _restrictions():
+                plan = self._plan(problem, allowed)
+                if plan is None:
+                    why = why or reason(problem, analysis.declare(problem, allowed, strict=False))
+                elif plan not in tried:
+                    tried.append(plan)
+                    if self._holds(plan):
+                        return plan
+        raise NoPlanError(f"no {self.style} for {type(self.model).__name__} on {self.degrees.ranks} ranks: {self._because(why, tried)}")
+
+    def _because(self, why: str | None, tried: list[dict[str, Any]]) -> str:
+        if why is not None and not (tried and self.refused):
+            return why
+        text = f"with {format_plan(tried[0])}\nthe model itself fails or differs: {self.refused[0]}" if self.refused else "nothing is found"
+        return f"{text}\n{why}" if why else text
+
+    # -- reading the model ------------------------------------------------------------------------
+    def _trace(self) -> Traced:
+        marks = Marks(self._choose())
+        if self.style == "sp_plan":
+            return trace(self.model, self.args, self.kwargs, dynamic=False, marks=marks)
+
+        def mark(query: Tensor, kind: str) -> Tensor:
+            return boundary(query, Boundary("", kind, "query").key)
+
+        with marked_attention(self.model, mark) as knowing:
+            return trace(knowing, self.args, self.kwargs, dynamic=False, marks=marks)
+
+    def _choose(self) -> Callable[[Boundary, Tensor, Mapping[str, Any]], Mark | None]:
+        """Boundaries that a plan may name: of modules near the top, and of those the leaves only if they are the model's own."""
+        modules = dict(self.model.named_modules())
+
+        def choose(place: Boundary, tensor: Tensor, arguments: Mapping[str, Any]) -> Mark | None:
+            if place.kind == "output":
+                self.outputs[place.module] = max(self.outputs.get(place.module, 0), int(place.name) + 1)
+            depth = len(place.module.split(".")) if place.module else 0
+            near = depth <= 1 or (depth <= DEPTH and next(modules[place.module].children(), None) is not None)
+            return Mark() if near else None
+
+        return choose
+
+    def _pose(self, traced: Traced, begin: Any) -> Problem:
+        gm = traced.gm
+        if self.style == "cp_plan":
+            rules = MeshRules(even=True, alike=True, partial=False)
+            return analysis.pose(gm.graph, self.degrees, rules, _over_mesh, self.machine, begin)
+        for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks):
+            gm = normalise(gm)
+        return analysis.pose(gm.graph, self.degrees, MeshRules(even=False, alike=False, partial=True), None, self.machine, begin)
+
+    def _readings(self, traced: Traced, plain: Problem) -> Iterator[Problem]:
+        """The graph as it is; then with one list of blocks taken as one sequence."""
+        yield plain
+        for path in analysis.block_lists(plain)[:LISTS]:
+            begin = analysis.beginnings(plain, path)
+            if begin:
+                yield self._pose(traced, begin)
+
+    def _check_attention(self, problem: Problem) -> None:
+        """What diffusers' attention refuses whatever the plan."""
+        for node in problem.mesh if self.style == "cp_plan" else ():
+            spec = problem.inference.relations[node].attention
+            heads = problem.inference.table.example_length(problem.inference.relations[node].operand_axes[spec.q][1])
+            what = "causal attention" if spec.is_causal else "grouped heads" if spec.enable_gqa else None
+            if heads % self.degrees.ulysses:
+                what = f"{heads} heads over ulysses={self.degrees.ulysses}"
+            if what:
+                from seqpar.passes.pipeline import one_line
+
+                raise NoPlanError(f"no cp_plan for {type(self.model).__name__}: diffusers' attention over ranks does not support {what} ({one_line(node)})")
+
+    # -- plans --------------------------------------------------------------------------------------
+    def _plan(self, problem: Problem, allowed: Allowed) -> dict[str, Any] | None:
+        """The cheapest plan of this reading that has a form; None if there is none."""
+        banned: set[tuple[str, str]] = set()
+
+        def permitted(place: Boundary, change: str) -> bool:
+            return (place.module, change) not in banned and allowed(place, change)
+
+        for _ in range(REPAIRS):
+            answer = analysis.declare(problem, permitted)
+            if not answer.feasible or not problem.needed:
+                return None
+            found = analysis.entries(problem, answer.labels)
+            try:
+                plan = plan_of(self.model, found, self.style, self.outputs)
+            except Unexpressible as error:
+                banned.add((error.module, error.change))
+                continue
+            return plan or None
+        return None
+
+    def _holds(self, plan: dict[str, Any]) -> bool:
+        """Whether the model computes the same with this plan; what goes wrong is kept in `refused`."""
+        if self.style == "sp_plan":
+            validate_sp_plan(plan)
+            return True
+        if self.expected is None:
+            with torch.no_grad():
+                self.expected = pytree.tree_leaves(self.model(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs)))
+        try:
+            returned = run_hooked(self.model, self.args, self.kwargs, plan, ulysses=self.degrees.ulysses, ring=self.degrees.ring)
+        except Exception as error:  # whatever the user's code raises on parts
+            self.refused.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return False
+        for outputs in returned:
+            problem = _difference(self.expected, pytree.tree_leaves(outputs))
+            if problem:
+                self.refused.append(problem)
+                return False
+        return True
+
+
+def _difference(expected: list[Any], found: list[Any]) -> str | None:
+    if len(expected) != len(found):
+        return f"{len(found)} outputs instead of {len(expected)}"
+    for a, b in zip(expected, found, strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            return f"an output of shape {tuple(a.shape)} has shape {tuple(getattr(b, 'shape', ()))}"
+        if a.device.type != "meta" and a.dtype.is_floating_point and difference(b, a)[1] > 10 * TOLERANCE.get(a.dtype, 1e-5):
+            return f"an output of shape {tuple(a.shape)} differs by {difference(b, a)[1]:.1e}"
+        if a.device.type != "meta" and not a.dtype.is_floating_point and not torch.equal(a, b):
+            return f"an output of shape {tuple(a.shape)} differs"
+    return None
+
+
+def _restrictions() -> list[Allowed]:
+    """Which boundaries may change a layout: the model's own inputs too (the earliest), any but those, blocks and outputs only.
+
+    A later split is needed where the code in between reads sizes of whole tensors.
+    """
+
+    def from_inputs(place: Boundary, change: str) -> bool:
+        return place.module != "" or change == "split"
+
+    def behind_inputs(place: Boundary, change: str) -> bool:
+        return place.module != "" or change == "gather"
+
+    def at_blocks(place: Boundary, change: str) -> bool:
+        return change == "gather" or place.kind == "output" or analysis.ITEM.search(place.module) is not None
+
+    def outside_blocks(place: Boundary, change: str) -> bool:
+        return at_blocks(place, change) and (change == "gather" or place.module != "")
+
+    return [from_inputs, behind_inputs, at_blocks, outside_blocks]
+
+
+def _over_mesh(attention: Node) -> bool:
+    """The dispatcher of diffusers was told about the ranks: its queries are marked."""
+    node = attention.args[0]
+    while isinstance(node, Node) and not is_marker(node):
+        if node.target not in (aten.permute.default, aten.transpose.int, aten.expand.default, aten._to_copy.default, aten.clone.default):
+            return False
+        node = node.args[0]
+    return isinstance(node, Node) and Boundary.from_key(pin_of(node).key).kind == MESH
