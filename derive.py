@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,26 +81,35 @@ class _Search:
     degrees: Degrees
     style: str
     machine: Machine | None
-    outputs: dict[str, int] = field(default_factory=dict)
-    expected: Any = None
+    forms: dict[str, int | None] = field(default_factory=dict)  # number of output tensors of every module called; None: other outputs
+    expected: list[Any] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    formless: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
+        self.expected = self._call()
         traced = self._trace()
         plain = self._pose(traced, ())
         self._check_attention(plain)
         why: str | None = None
         tried: list[dict[str, Any]] = []
         for problem in self._readings(traced, plain):
-            for allowed in _restrictions():
+            for allowed in self._restrictions():
                 plan = self._plan(problem, allowed)
                 if plan is None:
-                    why = why or reason(problem, analysis.declare(problem, allowed, strict=False))
+                    why = why or self._why(problem, allowed)
                 elif plan not in tried:
                     tried.append(plan)
                     if self._holds(plan):
                         return plan
         raise NoPlanError(f"no {self.style} for {type(self.model).__name__} on {self.degrees.ranks} ranks: {self._because(why, tried)}")
+
+    def _why(self, problem: Problem, allowed: Allowed) -> str:
+        """The reason for what has just failed."""
+        answer = analysis.declare(problem, lambda place, change: self._has_form(place) and allowed(place, change), strict=False)
+        if answer.feasible and problem.needed and self.formless:
+            return f"what would be needed has no place in a plan: {self.formless[-1]}"
+        return reason(problem, answer)
 
     def _because(self, why: str | None, tried: list[dict[str, Any]]) -> str:
         if why is not None and not (tried and self.refused):
@@ -108,6 +118,24 @@ class _Search:
         return f"{text}\n{why}" if why else text
 
     # -- reading the model ------------------------------------------------------------------------
+    def _call(self) -> list[Any]:
+        """The model's own outputs, and the forms of its modules'."""
+
+        def watch(path: str) -> Callable[..., None]:
+            def note(module: nn.Module, args: Any, output: Any) -> None:
+                found = 1 if isinstance(output, Tensor) else len(output) if type(output) in (list, tuple) and all(isinstance(x, Tensor) for x in output) else None
+                self.forms[path] = found if self.forms.get(path, found) == found else None
+
+            return note
+
+        handles = [module.register_forward_hook(watch(path)) for path, module in self.model.named_modules()]
+        try:
+            with torch.no_grad():
+                return pytree.tree_leaves(self.model(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs)))
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _trace(self) -> Traced:
         marks = Marks(self._choose())
         if self.style == "sp_plan":
@@ -124,13 +152,15 @@ class _Search:
         modules = dict(self.model.named_modules())
 
         def choose(place: Boundary, tensor: Tensor, arguments: Mapping[str, Any]) -> Mark | None:
-            if place.kind == "output":
-                self.outputs[place.module] = max(self.outputs.get(place.module, 0), int(place.name) + 1)
             depth = len(place.module.split(".")) if place.module else 0
             near = depth <= 1 or (depth <= DEPTH and next(modules[place.module].children(), None) is not None)
             return Mark() if near else None
 
         return choose
+
+    def _has_form(self, place: Boundary) -> bool:
+        """Hooks can be put on the module: it returns tensors, and nothing else."""
+        return self.style == "sp_plan" or self.forms.get(place.module) is not None
 
     def _pose(self, traced: Traced, begin: Any) -> Problem:
         gm = traced.gm
@@ -163,12 +193,44 @@ class _Search:
                 raise NoPlanError(f"no cp_plan for {type(self.model).__name__}: diffusers' attention over ranks does not support {what} ({one_line(node)})")
 
     # -- plans --------------------------------------------------------------------------------------
+    def _restrictions(self) -> Iterator[Allowed]:
+        """Which boundaries may change a layout: the model's own inputs too (the earliest), any but those, blocks and outputs only; last, inside blocks too.
+
+        A later split is needed where the code in between reads sizes of whole tensors.
+        """
+
+        def inner(place: Boundary, change: str) -> bool:
+            return change == "gather" and analysis.ITEM.search(place.module) is not None and place.module not in self.lasts
+
+        def from_inputs(place: Boundary, change: str) -> bool:
+            return not inner(place, change) and (place.module != "" or change == "split")
+
+        def behind_inputs(place: Boundary, change: str) -> bool:
+            return not inner(place, change) and (place.module != "" or change == "gather")
+
+        def at_blocks(place: Boundary, change: str) -> bool:
+            late = place.kind == "output" or place.module == "" or analysis.ITEM.search(place.module) is not None
+            return from_inputs(place, change) and late
+
+        def outside_blocks(place: Boundary, change: str) -> bool:
+            late = place.kind == "output" or analysis.ITEM.search(place.module) is not None
+            return behind_inputs(place, change) and late
+
+        yield from (from_inputs, behind_inputs, at_blocks, outside_blocks)
+        yield lambda place, change: behind_inputs(place, change) or (place.module != "")
+
+    @cached_property
+    def lasts(self) -> frozenset[str]:
+        """The last items of all lists of modules."""
+        lists = [(path, module) for path, module in self.model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+        return frozenset(f"{path}.{len(module) - 1}".removeprefix(".") for path, module in lists)
+
     def _plan(self, problem: Problem, allowed: Allowed) -> dict[str, Any] | None:
         """The cheapest plan of this reading that has a form; None if there is none."""
         banned: set[tuple[str, str]] = set()
 
         def permitted(place: Boundary, change: str) -> bool:
-            return (place.module, change) not in banned and allowed(place, change)
+            return (place.module, change) not in banned and self._has_form(place) and allowed(place, change)
 
         for _ in range(REPAIRS):
             answer = analysis.declare(problem, permitted)
@@ -176,8 +238,9 @@ class _Search:
                 return None
             found = analysis.entries(problem, answer.labels)
             try:
-                plan = plan_of(self.model, found, self.style, self.outputs)
+                plan = plan_of(self.model, found, self.style, {path: count or 1 for path, count in self.forms.items()})
             except Unexpressible as error:
+                self.formless.append(str(error))
                 banned.add((error.module, error.change))
                 continue
             return plan or None
@@ -188,9 +251,6 @@ class _Search:
         if self.style == "sp_plan":
             validate_sp_plan(plan)
             return True
-        if self.expected is None:
-            with torch.no_grad():
-                self.expected = pytree.tree_leaves(self.model(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs)))
         try:
             returned = run_hooked(self.model, self.args, self.kwargs, plan, ulysses=self.degrees.ulysses, ring=self.degrees.ring)
         except Exception as error:  # whatever the user's code raises on parts
@@ -217,27 +277,6 @@ def _difference(expected: list[Any], found: list[Any]) -> str | None:
         if a.device.type != "meta" and not a.dtype.is_floating_point and not torch.equal(a, b):
             return f"an output of shape {tuple(a.shape)} differs"
     return None
-
-
-def _restrictions() -> list[Allowed]:
-    """Which boundaries may change a layout: the model's own inputs too (the earliest), any but those, blocks and outputs only.
-
-    A later split is needed where the code in between reads sizes of whole tensors.
-    """
-
-    def from_inputs(place: Boundary, change: str) -> bool:
-        return place.module != "" or change == "split"
-
-    def behind_inputs(place: Boundary, change: str) -> bool:
-        return place.module != "" or change == "gather"
-
-    def at_blocks(place: Boundary, change: str) -> bool:
-        return change == "gather" or place.kind == "output" or analysis.ITEM.search(place.module) is not None
-
-    def outside_blocks(place: Boundary, change: str) -> bool:
-        return at_blocks(place, change) and (change == "gather" or place.module != "")
-
-    return [from_inputs, behind_inputs, at_blocks, outside_blocks]
 
 
 def _over_mesh(attention: Node) -> bool:
