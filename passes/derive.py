@@ -96,8 +96,10 @@ def declare(problem: Problem, allowed: Allowed, strict: bool = True) -> Declared
 
 
 def _share(place: Boundary, siblings: Counter[tuple[object, ...]]) -> float:
-    """Equal entries of n blocks become one. The output of the model is left to it, where a module inside does as well."""
-    return (1 + (place.module == "" and place.kind == "output")) / siblings[folded_key(place)]
+    """Equal entries of n blocks become one; one that is named once goes before. The output of the model is left to it, where a module inside does as well."""
+    count = siblings[folded_key(place)]
+    dear = (place.module == "" and place.kind == "output") or (place.kind == "input" and count > 1)
+    return (1.25 if dear else 1.0) / count
 
 
 def folded_key(place: Boundary) -> tuple[object, ...]:
