@@ -14,9 +14,13 @@ import torch
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import Program, SequenceParallelModule
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.partitioner.marker import graph_line, is_marker
 from seqpar.passes.bind import axes_used, bind_groups
+from seqpar.passes.declared import Declaration, Declared
 from seqpar.passes.trace import Traced, trace
+from seqpar.runtime.current import whole_tensors
 from seqpar.signature import read
+from seqpar.sp_plan import declarations
 
 log = logging.getLogger("seqpar")
 
@@ -32,6 +36,7 @@ def sp_compile(
     mesh: Any = None,
     dynamic: bool | None = None,
     backend: str | None = None,
+    sp_plan: Any = None,
 ) -> SequenceParallelModule:
     """Compile `model` into a sequence-parallel module over `ulysses` x `ring` processes.
 
@@ -46,8 +51,11 @@ def sp_compile(
         mesh: a `DeviceMesh` with dims named "ring" and "ulysses" (others may be present); built if None.
         dynamic: None: symbolic lengths where the model permits, else a program per input shape; True, False: force.
         backend: a Dynamo backend for the emitted program, for example "inductor"; None runs it as it is.
+        sp_plan: a declared plan (`seqpar.sp_plan`): an `_sp_plan`, a diffusers `_cp_plan`, or "model" for that of the model's class. Its tensors
+            are split and gathered as it says, everything else is inferred.
 
     Raises:
+        PlanError: `sp_plan` contradicts the model.
         MeshError: degrees, world size, mesh do not fit, or there is no process group.
         TraceError: the model cannot be traced.
         SignatureError: the example inputs do not fit the model.
@@ -56,8 +64,14 @@ def sp_compile(
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
-    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend)
+    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend, declarations(model, sp_plan))
     return SequenceParallelModule(model, builder, args, kwargs)
+
+
+def traced_with(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], plan: Sequence[Declaration] | None, dynamic: bool | None) -> Traced:
+    """The model traced, with markers where a plan declares something."""
+    with whole_tensors():
+        return trace(model, args, kwargs, dynamic=dynamic, marks=None if plan is None else Declared(model, plan))
 
 
 def split_inputs(example_inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -96,15 +110,15 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
 class Compiler:
     """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
 
-    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None):
+    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None, plan: Sequence[Declaration] | None = None):
         self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
-        self.dynamic, self.backend = dynamic, backend
+        self.dynamic, self.backend, self.plan = dynamic, backend, plan
         self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        settings = f"dynamic={self.dynamic} backend={self.backend}"
+        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan}"
         self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
         args, kwargs = call.rebuild(call.leaves)
@@ -119,7 +133,7 @@ class Compiler:
 
     def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> Traced:
         """Trace the model for this call."""
-        return trace(self.model, args, kwargs, dynamic=dynamic)
+        return traced_with(self.model, args, kwargs, self.plan, dynamic)
 
     def reuse(self, call: Call) -> None:
         """All ranks must go on with the same call."""
@@ -188,6 +202,9 @@ def graph_fingerprint(traced: Traced) -> str:
     """Operators and wiring of the traced graph (device indices left out), and the values read it is made for."""
     lines = []
     for node in traced.gm.graph.nodes:
+        if is_marker(node):
+            lines.append(graph_line(node))
+            continue
         arguments = {key: value for key, value in node.kwargs.items() if key != "device"}
         lines.append(f"{node.name}={node.op}:{getattr(node.target, '__name__', node.target)}{node.args}{arguments}")
     lines += [f"{call.title} {[*map(str, call.inputs)]} -> {[*map(str, call.outputs)]}" for call in traced.opaque]

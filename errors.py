@@ -23,3 +23,7 @@ class UnsupportedError(SeqparError):
 
 class DisagreementError(SeqparError):
     """The ranks of one group hold different models, shapes or versions."""
+
+
+class PlanError(SeqparError, ValueError):
+    """A declared plan contradicts the model or its graph."""

@@ -7,23 +7,24 @@ from typing import Any
 
 import torch
 
-from seqpar.compile import check_degrees, split_inputs
+from seqpar.compile import check_degrees, split_inputs, traced_with
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
-from seqpar.passes.trace import trace
+from seqpar.sp_plan import declarations
 
 
-def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1) -> Plan:
+def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1, sp_plan: Any = None) -> Plan:
     """The plan of `ulysses * ring` ranks for these input sizes.
 
     Model and inputs may live on the meta device: a full-size plan needs no memory and no GPU.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+        sp_plan: a declared plan, as in `sp_compile`.
 
     Raises:
         SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
     """
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
-    return partition(trace(model, args, kwargs, dynamic=False), ulysses=ulysses, ring=ring).plan
+    return partition(traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False), ulysses=ulysses, ring=ring).plan

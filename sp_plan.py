@@ -22,6 +22,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from seqpar.errors import PlanError
+from seqpar.passes.declared import Declaration
+from seqpar.runtime.current import current_mesh
+from seqpar.sp_sharding import sp_gather, sp_shard, use_mesh
+
+__all__ = [
+    "AnySequenceParallelInput",
+    "SequenceParallelConfig",
+    "SequenceParallelInput",
+    "SequenceParallelInputType",
+    "SequenceParallelModelPlan",
+    "SequenceParallelOutput",
+    "SequenceParallelOutputType",
+    "SequenceParallelPartialInput",
+    "get_sp_plan_from_model",
+    "sp_gather",
+    "sp_shard",
+    "use_mesh",
+    "validate_sp_plan",
+]
+
 MODEL_PLANS = ("_sp_plan", "_cp_plan")  # where classes keep their plan: vLLM-Omni, diffusers
 
 
@@ -55,7 +76,7 @@ class SequenceParallelConfig:
         return self.ulysses_degree * self.ring_degree
 
     def setup(self, rank: int, world_size: int, device: torch.device | None = None) -> None:
-        """Build the mesh; collective, every rank of the default process group calls it.
+        """Build the mesh and make it the current one for `sp_shard` and `sp_gather`; collective, every rank of the default process group calls it.
 
         Raises:
             RuntimeError: there is no process group, or `rank` and `world_size` are not its.
@@ -68,6 +89,7 @@ class SequenceParallelConfig:
         from seqpar.runtime.mesh import build_mesh
 
         self._mesh = build_mesh(self.ulysses_degree, self.ring_degree, device_type=torch.device(device or "cpu").type)
+        current_mesh.set(self._mesh)
 
     def is_initialized(self) -> bool:
         """True after `setup`."""
@@ -221,3 +243,52 @@ def _convert(entry: Any) -> Any:
         if hasattr(entry, needs):
             return kind(**{name: getattr(entry, name) for name in kind.__dataclass_fields__ if hasattr(entry, name)})
     return entry
+
+
+# ---- for the compiler ----------------------------------------------------------------------------
+
+
+def declarations(model: torch.nn.Module, plan: Any) -> tuple[Declaration, ...] | None:
+    """The entries of `plan` ("model": that of the model or its class), one each; None for no plan.
+
+    Raises:
+        PlanError: the plan is malformed, or the model declares none.
+    """
+    if plan is None:
+        return None
+    found = get_sp_plan_from_model(model) if isinstance(plan, str) and plan == "model" else from_any(plan)
+    if found is None:
+        raise PlanError(f"sp_plan='model', but {type(model).__name__} declares no plan ({' or '.join(MODEL_PLANS)}). Leave sp_plan out: everything is inferred then")
+    try:
+        validate_sp_plan(found)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    entries: list[Declaration] = []
+    for path, entry in found.items():
+        if isinstance(entry, Mapping):
+            for key, value in entry.items():
+                entries += _inputs(path, key, value)
+        else:
+            entries += _outputs(path, entry)
+    return tuple(entries)
+
+
+def _inputs(path: str, key: str | int, value: Any) -> list[Declaration]:
+    kind, listed = "output" if isinstance(key, int) else "input", isinstance(value, list | tuple)
+    return [
+        Declaration(
+            f"plan[{path!r}][{key!r}]" + (f"[{i}]" if listed else ""), path, kind, key, i if listed else None, entry.split_dim,
+            expected_dims=entry.expected_dims, text=getattr(entry, "text_len_source", None), auto_pad=getattr(entry, "auto_pad", False),
+        )
+        for i, entry in enumerate(value if listed else [value])
+    ]  # fmt: skip
+
+
+def _outputs(path: str, value: Any) -> list[Declaration]:
+    listed = isinstance(value, list | tuple)
+    entries = value if listed else [value]
+    return [
+        Declaration(f"plan[{path!r}]" + (f"[{i}]" if listed else ""), path, "output", i, None, entry.gather_dim, gather=True, expected_dims=entry.expected_dims, count=len(entries))
+        for i, entry in enumerate(entries)
+        if entry is not None
+    ]

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, fx
 
 from seqpar.compat import pytree
-from seqpar.compile import check_degrees, split_inputs
+from seqpar.compile import check_degrees, split_inputs, traced_with
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, one_line, partition
 from seqpar.passes.plan import Plan
-from seqpar.passes.trace import Traced, trace
+from seqpar.passes.trace import Traced
+from seqpar.runtime.current import whole_tensors
 from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
+from seqpar.sp_plan import declarations
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -41,19 +43,20 @@ class Report:
         return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks"
 
 
-def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False) -> Report:
+def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False, sp_plan: Any = None) -> Report:
     """Compare the sequence-parallel program with the model, all ranks in this process, no launcher.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+        sp_plan: a declared plan, as in `sp_compile`.
 
     Raises:
-        SeqparError: the model cannot be traced or partitioned.
+        SeqparError: the model cannot be traced or partitioned; PlanError among them.
     """
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
-    traced = trace(model, args, kwargs, dynamic=dynamic)
-    with torch.no_grad():
+    traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
+    with torch.no_grad(), whole_tensors():
         expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
 

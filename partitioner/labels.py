@@ -7,6 +7,7 @@ A vertex says "yes" for sharded. Prices (in operations, `cost.Prices`):
     sharded -> whole  the bytes of the all-gather, paid once for all readers of a value
     sharded -> other  a switch to another dim in the readers' phase: 1/N of a gather
     whole -> sharded  nothing: a local slice
+    pinned            what a marker says, at any price
 
 With the strategy of every attention fixed these are all the prices there are, so the cut is the optimum.
 """
@@ -23,8 +24,10 @@ from torch.fx import Node
 from seqpar.partitioner.candidates import heaviest_factor, key_side, origin, weight
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.marker import pin_of
 from seqpar.partitioner.mincut import CutProblem
 from seqpar.partitioner.op import as_length, outputs_of
+from seqpar.partitioner.pins import is_pin, pinned_atoms
 from seqpar.partitioner.relation import Relation
 
 INF = math.inf
@@ -100,7 +103,7 @@ class LabelProblem:
         if known is None:
             axes = [a[dim] for a in self.inference.axes[node] if dim < len(a)]
             prefer = self._preferred(node)
-            known = self._atoms[(node, dim)] = list(dict.fromkeys(a for axis in axes for a in heaviest_factor(self.inference, axis, prefer)))
+            known = self._atoms[(node, dim)] = pinned_atoms(self.inference, node) if is_pin(node) else list(dict.fromkeys(a for axis in axes for a in heaviest_factor(self.inference, axis, prefer)))
         return known
 
     def _preferred(self, node: Node) -> Set[int]:
@@ -114,6 +117,8 @@ class LabelProblem:
         return self._candidates[node]
 
     def _find_candidate(self, node: Node) -> int | None:
+        if is_pin(node):
+            return pin_of(node).split
         if node in self.exchanged:
             return len(self.inference.axes[node][0]) - 2
         best: tuple[tuple[bool, float], int] | None = None
@@ -154,6 +159,9 @@ class LabelProblem:
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
                 self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
+            elif is_pin(node):
+                if self.long_enough(atom):
+                    self._vertex((node, dim, atom), yes=0.0, no=INF)
             elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
                 price = self._call_price(node, relation, dim)
                 self._vertex((node, dim, atom), yes=work * share * self.busiest(atom) + price, no=work * share)

@@ -71,3 +71,11 @@ def unmarked(node: Node) -> Node:
     while is_marker(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def graph_line(node: Node) -> str:
+    """A node as text; of a marker without its key, which names files of this machine."""
+    if not is_marker(node):
+        return str(node.format_node())
+    pin = pin_of(node)
+    return f"%{node.name} = marker({node.args[0]}, split={pin.split}, gather={pin.gather}, keep={pin.keep})"

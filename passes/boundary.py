@@ -25,6 +25,9 @@ from seqpar.partitioner.marker import boundary, is_marker, pin_of, unmarked
 from seqpar.passes.share import with_graph
 
 
+CALL = "call"  # kind of a boundary that is a call in the model's own code
+
+
 @dataclass(frozen=True)
 class Boundary:
     """A place where a tensor crosses into or out of a module.
@@ -115,6 +118,9 @@ class Marks:
         self.placed.append(place)
         return boundary(value, place.key, said.split, said.gather, said.keep)
 
+    def returned(self, place: Boundary, count: int) -> None:
+        """A module returned `count` outputs."""
+
     def watch(self, tensor: Tensor, place: Boundary) -> None:
         """Notice a later write to a marked output."""
         self._shared.append((tensor, tensor._version, place))
@@ -153,6 +159,7 @@ class _ModuleHooks:
         bound = bind(module, args, kwargs)
         place = Boundary(self.name, "output", 0, call=call, source=self.source)
         children, spec = pytree.tree_flatten(output, is_leaf=lambda x: x is not output)
+        self.marks.returned(place, len(children))
         marked_children = [self.marks.mark(_at(place, i), child, bound) for i, child in enumerate(children)]
         self._watch(place, children, marked_children, pytree.tree_leaves((args, kwargs)))
         if self.name == "":
@@ -253,3 +260,11 @@ def _readers(marker: fx.Node) -> Iterator[str]:
             yield from _readers(user)
         else:
             yield user.name
+
+
+# ---- pins in the model's own code -----------------------------------------------------------------
+
+
+def pinned_call(name: str, x: Tensor, *, split: int | None = None, gather: int | None = None) -> Tensor:
+    """`x` behind a marker for a call `name(x, dim)` in the code that is traced."""
+    return boundary(x, json.dumps({"module": "", "kind": CALL, "name": name}), split, gather)

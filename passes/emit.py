@@ -21,6 +21,7 @@ from seqpar.partitioner.atoms import Factor
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
+from seqpar.partitioner.marker import is_marker
 from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
@@ -171,6 +172,9 @@ class Emitter:
 
     def emit_call(self, node: Node, relation: Relation) -> None:
         refuse_random(node, relation)
+        if is_marker(node):
+            self.alias(node, relation)
+            return
         operands = {n: self.value(n, self.view.required(node, relation, i)) for i, n in enumerate(relation.operands)}
         if node.target is run_opaque:  # it may branch on the last bit: all ranks must branch alike
             operands = {n: self.result(n) for n in relation.operands}
@@ -195,6 +199,14 @@ class Emitter:
             self.define(node, emitted)
         else:
             self.others[node] = emitted
+
+    def alias(self, node: Node, relation: Relation) -> None:
+        """A marker is its operand, in the layout it asks for; no node of its own. What is whole before a split stays at hand."""
+        operand, layout = relation.operands[0], self.view.required(node, relation, 0)
+        assert layout == self.view.produced(node), f"{node}: a marker changes the layout"
+        whole = tuple(frozenset[int]() for _ in layout)
+        known = self.values[operand]
+        self.values[node] = {layout: self.value(operand, layout), **({whole: known[whole]} if whole in known else {})}
 
     def finish(self, node: Node, relation: Relation, emitted: Node) -> Node:
         """Complete partial results, unless the call did."""

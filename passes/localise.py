@@ -63,6 +63,15 @@ def source_line(node: Node) -> str:
     return f"  File {frames[-1].removeprefix('File ').strip()}\n" if frames else ""
 
 
+def one_line(node: Node) -> str:
+    """`file.py:12` of the user's source."""
+    text = source_line(node).strip().splitlines()
+    if not text:
+        return ""
+    parts = text[0].removeprefix("File ").split(",")
+    return f"{parts[0].strip().strip(chr(34))}:{parts[1].replace('line', '').strip()}" if len(parts) > 1 else parts[0]
+
+
 def _sizes(emitter: Emitter, node: Node, relation: Relation) -> Call:
     assert relation.rewrite is not None
     args = list(node.args)

@@ -20,15 +20,18 @@ from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
+from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.balance import in_zigzag
+from seqpar.passes.boundary import detach
 from seqpar.passes.count import Counts, count
 from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.kernels import kernels_to_attention
-from seqpar.passes.localise import source_line
+from seqpar.passes.localise import one_line
 from seqpar.passes.options import Options
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.recognise import recognise_attention
@@ -42,11 +45,20 @@ CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 class Partitioned:
     """A traced model partitioned for a mesh: its plan, and the program of every rank (made on demand)."""
 
-    def __init__(self, traced: Traced, inference: Inference, solution: Solution, seconds: dict[str, float], options: Options = Options()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        traced: Traced,
+        inference: Inference,
+        solution: Solution,
+        seconds: dict[str, float],
+        options: Options = Options(),  # noqa: B008
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self.traced = traced
         self.inference = inference
         self.solution = solution
         self.options = options
+        self.notes = notes
         self._seconds = seconds
         self._programs: dict[int, fx.GraphModule] = {}
 
@@ -78,7 +90,7 @@ class Partitioned:
         digest.update(f"{degrees.ulysses} {degrees.ring}\n".encode())
         view = LayoutView(self.inference, self.solution, 0)
         for node in self.traced.gm.graph.nodes:
-            digest.update(f"{node.format_node()} {node in self.solution.labels.exchanged}".encode())
+            digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
                 digest.update(str(in_zigzag(self.inference, self.solution, node)).encode())
             if node in self.inference.axes:
@@ -88,7 +100,7 @@ class Partitioned:
     def program(self, rank: int) -> fx.GraphModule:
         """The program of `rank`, groups still named by axis; same placeholders and outputs as `traced.gm`."""
         if self.solution.degrees.ranks == 1 or self.nothing_to_shard:
-            return self.traced.gm
+            return detach(self.traced.gm, pins=True)[0]
         if rank not in self._programs:
             started = time.perf_counter()
             emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
@@ -116,6 +128,7 @@ class Partitioned:
             replicated_ops=self._replicated(whole),
             seconds=dict(self._seconds),
             nothing_to_shard=self.nothing_to_shard,
+            notes=self.notes,
         )
 
     @staticmethod
@@ -223,15 +236,6 @@ def _opaque(node: Node, flops: int) -> ReplicatedOp:
     return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank", flops, where)
 
 
-def one_line(node: Node) -> str:
-    """`file.py:12` of the user's source."""
-    text = source_line(node).strip().splitlines()
-    if not text:
-        return ""
-    parts = text[0].removeprefix("File ").split(",")
-    return f"{parts[0].strip().strip(chr(34))}:{parts[1].replace('line', '').strip()}" if len(parts) > 1 else parts[0]
-
-
 def _expr(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
@@ -241,17 +245,20 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
 
     Raises:
         MeshError: `ulysses` exceeds the heads of every attention.
+        PlanError: what is declared contradicts the graph.
         TraceError: a size depends on activations.
     """
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
-    if ulysses * ring > 1:
+    as_traced, pinned = traced, has_pins(traced)
+    if ulysses * ring > 1 or pinned:
         check_sizes_known(traced)
         gm = traced.gm
         for normalise in (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks) if options.recognise else ():
             gm = normalise(gm)
         traced = replace(traced, gm=gm)
     inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
+    notes = check_plan(as_traced, traced.gm, inference) if pinned else ()
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
     _check_heads(inference, degrees)
@@ -262,7 +269,8 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
         inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    return Partitioned(traced, inference, solution, seconds, options)
+    notes += honoured(traced, inference, solution) if pinned else ()
+    return Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, seconds, options, notes)
 
 
 def _cheaper(

@@ -51,6 +51,7 @@ class Plan:
     replicated_ops: tuple[ReplicatedOp, ...]
     seconds: Mapping[str, float]
     nothing_to_shard: bool = False
+    notes: tuple[str, ...] = ()  # what became of a declared plan
 
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
@@ -74,6 +75,7 @@ class Plan:
             "flops_per_rank": list(self.flops_per_rank),
             "attention": [asdict(a) for a in self.attention],
             "replicated_ops": [asdict(o) for o in self.replicated_ops],
+            "notes": list(self.notes),
             "comm_bytes_per_rank": dict(self.comm_bytes_per_rank),
             "comm_calls": dict(self.comm_calls),
             "seconds": dict(self.seconds),

@@ -32,6 +32,9 @@ def explain(plan: Plan) -> str:
             flops[(o.op, o.reason, o.source)] += o.flops
         ordered = sorted(by_reason, key=lambda key: -flops[key])
         lines += capped(f"  {by_reason[k]:>3} x {k[0]:<28} {amount(flops[k])}FLOP  {k[1]}  {short(k[2])}" for k in ordered)
+    if plan.notes:
+        lines.append("declared")
+        lines += capped(f"  {note}" for note in plan.notes)
     lines.append("seconds   " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in plan.seconds.items()))
     return "\n".join(lines)
 
