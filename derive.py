@@ -15,7 +15,7 @@ from torch.fx import Node
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.derived_plan import STYLES, Unexpressible, format_plan, plan_of
-from seqpar.errors import UnsupportedError
+from seqpar.errors import PlanError, UnsupportedError
 from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.declare import MeshRules
@@ -30,8 +30,9 @@ from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.trace import Traced, trace
 from seqpar.passes.triangle import simplify_masks
+from seqpar.planning import plan as plan_of_model
 from seqpar.sp_plan import validate_sp_plan
-from seqpar.verification import TOLERANCE, difference
+from seqpar.verification import TOLERANCE, difference, verify
 
 __all__ = ["derive_sp_plan", "format_plan"]
 
@@ -54,8 +55,8 @@ def derive_sp_plan(
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors; on the meta device too.
         style: "sp_plan": entries of `seqpar.sp_plan`; "cp_plan": diffusers' `ContextParallelInput` and `ContextParallelOutput`, for a diffusers model.
 
-    A `cp_plan` is checked before it is returned: diffusers' own hooks run with it on simulated ranks, and the outputs are compared with the model's
-    (shapes only, if the inputs are on meta).
+    A plan is checked before it is returned, and compared with the model (shapes only, if the inputs are on meta): a `cp_plan` by diffusers' own hooks
+    on simulated ranks, an `sp_plan` by `seqpar.verify` with it.
 
     Raises:
         NoPlanError: there is none; names the line at which a tensor would have to be split or gathered between two modules.
@@ -249,8 +250,7 @@ class _Search:
     def _holds(self, plan: dict[str, Any]) -> bool:
         """Whether the model computes the same with this plan; what goes wrong is kept in `refused`."""
         if self.style == "sp_plan":
-            validate_sp_plan(plan)
-            return True
+            return self._compiles(plan)
         try:
             returned = run_hooked(self.model, self.args, self.kwargs, plan, ulysses=self.degrees.ulysses, ring=self.degrees.ring)
         except Exception as error:  # whatever the user's code raises on parts
@@ -261,6 +261,25 @@ class _Search:
             if problem:
                 self.refused.append(problem)
                 return False
+        return True
+
+
+    def _compiles(self, plan: dict[str, Any]) -> bool:
+        """Whether the compiler accepts the plan as pins, and computes the same with it."""
+        inputs = self.kwargs or self.args
+        degrees = {"ulysses": self.degrees.ulysses, "ring": self.degrees.ring}
+        try:
+            validate_sp_plan(plan)
+            if any(isinstance(x, Tensor) and x.device.type == "meta" for x in pytree.tree_leaves(inputs)):
+                plan_of_model(self.model, inputs, **degrees, sp_plan=plan)
+            else:
+                report = verify(self.model, inputs, **degrees, sp_plan=plan)
+                if not report.ok:
+                    self.refused.append(str(report))
+                return report.ok
+        except PlanError as error:
+            self.refused.append(str(error))
+            return False
         return True
 
 

@@ -30,11 +30,12 @@ SHARE = 0.02  # an entry of a plan must save this share of all work
 
 @dataclass(frozen=True)
 class Mark:
-    """A boundary of a module at which a value may change. share: part of an entry that it is (one of n equal blocks: 1/n)."""
+    """A boundary of a module at which a value may change. split_share: part of an entry that it is (one of n equal blocks: 1/n); gather_share alike."""
 
     split: bool
     gather: bool
-    share: float = 1.0
+    split_share: float = 1.0
+    gather_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class DeclareProblem(LabelProblem):
         vertex = self._known(operand, dim, atom)
         out_dim = self.candidate(node)
         if self._may(node, node, out_dim, mark, "split", atom):  # type: ignore[arg-type]
-            self.problem.edge(target, vertex, self.entry * mark.share)  # type: ignore[union-attr]
+            self.problem.edge(target, vertex, self.entry * mark.split_share)  # type: ignore[union-attr]
         else:
             self._forbid(target, vertex, Violation(operand, node, "split"))
         if vertex == self.whole:
@@ -196,12 +197,12 @@ class DeclareProblem(LabelProblem):
             target = self.vertices.get((node, out_dim, atom))
             if target is not None and not any(atom in self.table.roots(axis) for axes in relation.operand_axes for axis in axes):
                 if mark.split and self._divides(node, out_dim, atom):  # type: ignore[arg-type]
-                    self.problem.yes_cost[target] += self.entry * mark.share
+                    self.problem.yes_cost[target] += self.entry * mark.split_share
                 else:
                     self._forbid(target, self.whole, Violation(relation.operands[0], node, "split"))
 
     def _gather_price(self, mark: Node, operand: Node, dim: int, atom: int) -> float:
-        return self._moved(operand, dim, atom) * self.prices.byte + self.entry * self.marks[mark].share
+        return self._moved(operand, dim, atom) * self.prices.byte + self.entry * self.marks[mark].gather_share
 
     def _may(self, node: Node, value: Node, dim: int, mark: Mark | None, change: str, atom: int | None = None) -> bool:
         if mark is None or not getattr(mark, change):

@@ -26,6 +26,7 @@ from seqpar.partitioner.marker import is_marker, pin_of
 from seqpar.partitioner.solve import solve
 from seqpar.passes.boundary import Boundary
 
+DEAR = 1.25  # an entry that says less
 ITEM = re.compile(r"(?<![^.])\d+(?![^.])")  # the index of a ModuleList in a path
 
 
@@ -33,7 +34,7 @@ ITEM = re.compile(r"(?<![^.])\d+(?![^.])")  # the index of a ModuleList in a pat
 class Entry:
     """One change of layout at a boundary. change: "split" or "gather"; dim, dims: the dim, and how many the tensor has.
 
-    keep: length of the part before, which stays whole (0: none); keep_like: a parameter of the model that has this length in dim 0.
+    keep: length of the part before, which stays whole (0: none); keep_like: a parameter of the model that has so many rows.
     """
 
     boundary: Boundary
@@ -88,18 +89,15 @@ def declare(problem: Problem, allowed: Allowed, strict: bool = True) -> Declared
     """The labels a plan can express if it may change layouts where `allowed(boundary, change)`."""
     places = boundaries_of(problem.graph)
     siblings = Counter(folded_key(place) for place in places.values())
-    marks = {
-        node: Mark(split=allowed(place, "split"), gather=place.kind == "output" and allowed(place, "gather"), share=_share(place, siblings))
-        for node, place in places.items()
-    }
+    marks = {node: _mark(place, siblings[folded_key(place)], allowed) for node, place in places.items()}
     return DeclareProblem(problem.inference, problem.degrees, problem.prices, marks, problem.mesh, problem.needed, problem.rules, strict).solve_declared()
 
 
-def _share(place: Boundary, siblings: Counter[tuple[object, ...]]) -> float:
+def _mark(place: Boundary, siblings: int, allowed: Allowed) -> Mark:
     """Equal entries of n blocks become one; one that is named once goes before. The output of the model is left to it, where a module inside does as well."""
-    count = siblings[folded_key(place)]
-    dear = (place.module == "" and place.kind == "output") or (place.kind == "input" and count > 1)
-    return (1.25 if dear else 1.0) / count
+    split = DEAR if place.kind == "input" and siblings > 1 else 1.0
+    gather = DEAR if place.module == "" else 1.0
+    return Mark(allowed(place, "split"), place.kind == "output" and allowed(place, "gather"), split / siblings, gather)
 
 
 def folded_key(place: Boundary) -> tuple[object, ...]:
@@ -137,11 +135,12 @@ def _entry(problem: Problem, place: Boundary, change: str, value: Node, dim: int
 
 
 def _parameter_of_length(problem: Problem, part: list[int]) -> str | None:
-    """A tensor the model is given whose dim 0 is that part of a sequence."""
+    """A tensor the model is given whose rows are that part of a sequence."""
     table = problem.inference.table
     for node, place in boundaries_of(problem.graph).items():
         axes = problem.inference.axes[node][0]
-        if part and place.module == "" and place.kind == "input" and place.index is None and axes and table.expand_axis(axes[0]) == (tuple(part),):
+        rows = 0 if len(axes) < 3 else -2  # where a runtime looks for a length: [text, ...] or [batch, text, channels]
+        if part and place.module == "" and place.kind == "input" and place.index is None and axes and table.expand_axis(axes[rows]) == (tuple(part),):
             return str(place.name)
     return None
 

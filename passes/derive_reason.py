@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from seqpar.partitioner.declare import Declared, Violation
-from seqpar.partitioner.marker import is_marker
+from seqpar.partitioner.marker import is_marker, pin_of
 from seqpar.partitioner.op import shape_of
+from seqpar.passes.boundary import Boundary
 from seqpar.passes.derive import Problem
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n?\s*(.*)')
@@ -69,6 +70,8 @@ def _inline_reason(found: Violation) -> str:
     shape = tuple(int(n) if isinstance(n, int) else str(n) for n in shape_of(operand.meta["val"])) if hasattr(operand.meta.get("val"), "shape") else "?"
     if reader.op == "output":
         return f"the result of {_name(operand)} at {_where(operand)} is returned in parts: gather it at a module. {_advice(operand, operand)}"
+    if is_marker(reader):
+        return f"{Boundary.from_key(pin_of(reader).key)} ({_where(reader)}) would have to be {verb}, which a plan cannot do there: its module's other inputs or outputs forbid it"
     return (
         f"inline {_name(reader)} at {_where(reader)}: what it reads ({_name(operand)} of shape {shape}, {_where(operand)}) would have to be {verb} there, "
         f"between two modules. {_advice(operand, reader)}"
@@ -78,7 +81,7 @@ def _inline_reason(found: Violation) -> str:
 def _name(node: Node) -> str:
     if node.op in ("placeholder", "get_attr"):
         return f"{'input' if node.op == 'placeholder' else 'parameter'} {node.target}"
-    return "module output" if is_marker(node) else str(node.target).removeprefix("aten.").split(".")[0]
+    return str(Boundary.from_key(pin_of(node).key)) if is_marker(node) else str(node.target).removeprefix("aten.").split(".")[0]
 
 
 def _where(node: Node) -> str:
