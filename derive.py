@@ -16,7 +16,7 @@ from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.derived_plan import STYLES, Unexpressible, format_plan, plan_of
 from seqpar.errors import PlanError, UnsupportedError
-from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked
+from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked, without_constants
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.declare import MeshRules
 from seqpar.partitioner.labels import Degrees
@@ -55,7 +55,8 @@ def derive_sp_plan(
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors; on the meta device too.
         style: "sp_plan": entries of `seqpar.sp_plan`; "cp_plan": diffusers' `ContextParallelInput` and `ContextParallelOutput`, for a diffusers model.
 
-    A plan is checked before it is returned, and compared with the model (shapes only, if the inputs are on meta): a `cp_plan` by diffusers' own hooks
+    A plan is checked before it is returned, and compared with the model (shapes only, if the inputs are on meta; parameters that are still constant, such as
+    layers that begin at zero, are random in the comparison): a `cp_plan` by diffusers' own hooks
     on simulated ranks, an `sp_plan` by `seqpar.verify` with it.
 
     Raises:
@@ -68,7 +69,7 @@ def derive_sp_plan(
     if style == "cp_plan" and not has_context_parallelism(model):
         raise NoPlanError(f"{type(model).__name__} has no enable_parallelism: a cp_plan is for models of diffusers. Use style='sp_plan'")
     args, kwargs = split_inputs(example_inputs)
-    search = _Search(model, args, kwargs, Degrees(ulysses, ring), style, machine)
+    search = _Search(without_constants(model), args, kwargs, Degrees(ulysses, ring), style, machine)
     return search.run()
 
 

@@ -39,6 +39,17 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
+def without_constants(model: nn.Module) -> nn.Module:
+    """A twin in which parameters that hold one value only (layers that begin at zero, scales at one) are random: nothing can hide behind them in a comparison."""
+    other, draw = twin(model), torch.Generator().manual_seed(0)
+    for module in other.modules():
+        for name, value in module._parameters.items():
+            if value is not None and value.device.type != "meta" and value.is_floating_point() and bool((value == value.flatten()[:1]).all()):
+                noise = torch.randn(value.shape, generator=draw) * value.shape[-1] ** -0.5
+                module._parameters[name] = nn.Parameter((noise + value.cpu()).to(value), requires_grad=False)
+    return other
+
+
 @contextlib.contextmanager
 def marked_attention(model: nn.Module, mark: Callable[[Tensor, str], Tensor]) -> Iterator[nn.Module]:
     """A twin whose attentions know of ranks, as after `enable_parallelism`, but attend alone: the queries of those that would exchange are marked."""

@@ -89,6 +89,8 @@ class DeclareProblem(LabelProblem):
                 self._add_mesh(node, relation)
             else:
                 self._add_flows(node, relation)
+            if node in self.must:
+                self._require(node, relation)
         self._add_whole_results()
         if not self.strict:
             self._forget_prices()
@@ -237,8 +239,6 @@ class DeclareProblem(LabelProblem):
                 self._need_whole(node, operand, dim)
         self._tie_queries(node, relation, rows)
         self._tie_keys(node, relation)
-        if node in self.must:
-            self._require(node, relation, rows)
 
     def _need_whole(self, node: Node, operand: Node, dim: int) -> None:
         for atom in self.atoms(origin(operand), dim):
@@ -309,13 +309,13 @@ class DeclareProblem(LabelProblem):
             if x != self.whole:
                 self._forbid(x, y, Violation(operand, node, change))
 
-    def _require(self, node: Node, relation: Relation, rows: int) -> None:
-        """The heaviest queries are sharded."""
-        axis = self.inference.axes[node][0][rows]
-        for atom in heaviest_factor(self.inference, axis):
-            if self.inference.sequences[atom] == max(self.inference.sequences[a] for a in heaviest_factor(self.inference, axis)):
-                vertex = self.vertices.get((node, rows, atom), self.whole)
-                self._forbid(self._sharded, vertex, Violation(relation.operands[relation.attention.q], node, "split"))
+    def _require(self, node: Node, relation: Relation) -> None:
+        """The heaviest queries are sharded (of several parts of equal weight, the longest)."""
+        rows = len(self.inference.axes[node][0]) - 2
+        atoms = heaviest_factor(self.inference, self.inference.axes[node][0][rows])
+        atom = max(atoms, key=lambda a: (self.inference.sequences[a], self.sizes.hint(self.table.length(a))))
+        vertex = self.vertices.get((node, rows, atom), self.whole)
+        self._forbid(self._sharded, vertex, Violation(relation.operands[relation.attention.q], node, "split"))
 
     def _forget_prices(self) -> None:
         self.problem.yes_cost = [c if math.isinf(c) else 0.0 for c in self.problem.yes_cost]

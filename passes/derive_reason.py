@@ -69,7 +69,7 @@ def _inline_reason(found: Violation) -> str:
     verb = "split" if found.change == "split" else "gathered"
     shape = tuple(int(n) if isinstance(n, int) else str(n) for n in shape_of(operand.meta["val"])) if hasattr(operand.meta.get("val"), "shape") else "?"
     if reader.op == "output":
-        return f"the result of {_name(operand)} at {_where(operand)} is returned in parts: gather it at a module. {_advice(operand, operand)}"
+        return f"{_name(operand)} ({_where(operand)}) is returned in parts: no module's output behind the last attention can be gathered. {_advice(operand, operand)}"
     if is_marker(reader):
         return f"{Boundary.from_key(pin_of(reader).key)} ({_where(reader)}) would have to be {verb}, which a plan cannot do there: its module's other inputs or outputs forbid it"
     return (
