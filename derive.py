@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -96,7 +96,7 @@ class _Search:
         why: str | None = None
         tried: list[dict[str, Any]] = []
         for problem in self._readings(traced, plain):
-            for allowed in self._restrictions():
+            for allowed in self._restrictions(analysis.tables(problem)):
                 plan = self._plan(problem, allowed)
                 if plan is None:
                     why = why or self._why(problem, allowed)
@@ -174,12 +174,13 @@ class _Search:
         return analysis.pose(gm.graph, self.degrees, MeshRules(even=False, alike=False, partial=True), None, self.machine, begin)
 
     def _readings(self, traced: Traced, plain: Problem) -> Iterator[Problem]:
-        """The graph as it is; then with one list of blocks taken as one sequence."""
+        """The graph as it is; then with one list of blocks, or every module inside these blocks, taken as one sequence."""
         yield plain
-        for path in analysis.block_lists(plain)[:LISTS]:
-            begin = analysis.beginnings(plain, path)
-            if begin:
-                yield self._pose(traced, begin)
+        for find in (analysis.beginnings, analysis.inner_beginnings):
+            for path in analysis.block_lists(plain)[:LISTS]:
+                begin = find(plain, path)
+                if begin:
+                    yield self._pose(traced, begin)
 
     def _check_attention(self, problem: Problem) -> None:
         """What diffusers' attention refuses whatever the plan."""
@@ -195,8 +196,9 @@ class _Search:
                 raise NoPlanError(f"no cp_plan for {type(self.model).__name__}: diffusers' attention over ranks does not support {what} ({one_line(node)})")
 
     # -- plans --------------------------------------------------------------------------------------
-    def _restrictions(self) -> Iterator[Allowed]:
-        """Which boundaries may change a layout: the model's own inputs too (the earliest), any but those, blocks and outputs only; last, inside blocks too.
+    def _restrictions(self, tables: Set[Boundary]) -> Iterator[Allowed]:
+        """Which boundaries may change a layout: the model's own inputs too (the earliest), any but those, blocks and outputs only, blocks and tables only;
+        last, inside blocks too.
 
         A later split is needed where the code in between reads sizes of whole tensors.
         """
@@ -214,11 +216,11 @@ class _Search:
             late = place.kind == "output" or place.module == "" or analysis.ITEM.search(place.module) is not None
             return from_inputs(place, change) and late
 
-        def outside_blocks(place: Boundary, change: str) -> bool:
-            late = place.kind == "output" or analysis.ITEM.search(place.module) is not None
-            return behind_inputs(place, change) and late
+        def at_blocks_and_tables(place: Boundary, change: str) -> bool:
+            at_block = place.kind == "input" and analysis.ITEM.search(place.module) is not None
+            return behind_inputs(place, change) and (change == "gather" or at_block or place in tables)
 
-        yield from (from_inputs, behind_inputs, at_blocks, outside_blocks)
+        yield from (from_inputs, behind_inputs, at_blocks, at_blocks_and_tables)
         yield lambda place, change: behind_inputs(place, change) or (place.module != "")
 
     @cached_property

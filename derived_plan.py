@@ -43,7 +43,7 @@ def plan_of(model: nn.Module, entries: Sequence[Entry], style: str, outputs: Map
         if table.setdefault(key, made) != made:
             raise Unexpressible(f"{place} is split in another way each time the module is called", place.module, entry.change)
     whole = {key: _module_table(key, table, outputs) for key, table in tables.items()}
-    return _joined(_folded(model, whole))
+    return _joined(model, _folded(model, whole))
 
 
 def _entry(entry: Entry, style: str) -> Any:
@@ -111,14 +111,17 @@ def _items(model: nn.Module, module: str, item: Any) -> list[str]:
     return [f"{parent}.{i}{module[item.end() :]}" for i in range(len(container))] if isinstance(container, nn.ModuleList) else []
 
 
-def _joined(tables: Mapping[Key, Any]) -> dict[str, Any]:
+def _joined(model: nn.Module, tables: Mapping[Key, Any]) -> dict[str, Any]:
     """One dict: a path has inputs or outputs. Outputs of blocks that have inputs as well are listed block by block."""
     plan: dict[str, Any] = {path: table for (path, kind), table in tables.items() if kind == "inputs"}
     for (path, kind), table in tables.items():
         if kind == "outputs":
-            if path in plan:
-                raise Unexpressible(f"{path or 'the model'} would have both inputs and outputs, and a path of a plan has one of them", path, "gather")
-            plan[path] = table
+            parent, star, rest = path.partition("*")
+            blocks = len(model.get_submodule(parent.removesuffix("."))) if star and path in plan else 0  # type: ignore[arg-type]
+            for name in [f"{parent}{i}{rest}" for i in range(blocks)] or [path]:
+                if name in plan:
+                    raise Unexpressible(f"{name or 'the model'} would have both inputs and outputs, and a path of a plan has one of them", name, "gather")
+                plan[name] = table
     return plan
 
 

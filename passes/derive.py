@@ -96,7 +96,8 @@ def declare(problem: Problem, allowed: Allowed, strict: bool = True) -> Declared
 def _mark(place: Boundary, siblings: int, allowed: Allowed) -> Mark:
     """Equal entries of n blocks become one; one that is named once goes before. The output of the model is left to it, where a module inside does as well."""
     split = DEAR if place.kind == "input" and siblings > 1 else 1.0
-    gather = DEAR if place.module == "" else 1.0
+    inside = ITEM.search(place.module) is not None and not place.module.rpartition(".")[2].isdigit()  # gathered in every block, or in none
+    gather = DEAR if place.module == "" else 1.0 / siblings if inside else 1.0
     return Mark(allowed(place, "split"), place.kind == "output" and allowed(place, "gather"), split / siblings, gather)
 
 
@@ -145,6 +146,11 @@ def _parameter_of_length(problem: Problem, part: list[int]) -> str | None:
     return None
 
 
+def tables(problem: Problem) -> frozenset[Boundary]:
+    """Boundaries of values that no input changes (positions, frequencies): nobody reads their sizes."""
+    return frozenset(place for node, place in boundaries_of(problem.graph).items() if node not in problem.inference.input_dependent)
+
+
 def beginnings(problem: Problem, block_list: str) -> list[tuple[str, int]]:
     """Dims at which a list of modules (its path) can be entered and left as one sequence: marks whose dim consists of several parts, on values from outside
     at the inputs of its items, and at the outputs of the last item."""
@@ -159,6 +165,13 @@ def beginnings(problem: Problem, block_list: str) -> list[tuple[str, int]]:
             continue
         found += [(node.name, dim) for dim, axis in enumerate(problem.inference.axes[node][0]) if _composed(problem, axis)]
     return found
+
+
+def inner_beginnings(problem: Problem, block_list: str) -> list[tuple[str, int]]:
+    """The same for the modules inside the blocks, each entered and left by itself: for blocks that take their sequence apart."""
+    inner = re.compile(re.escape(block_list) + r"\.\d+\.[^.]+")
+    own = [node for node, place in boundaries_of(problem.graph).items() if inner.fullmatch(place.module)]
+    return [(node.name, dim) for node in own for dim, axis in enumerate(problem.inference.axes[node][0]) if _composed(problem, axis)]
 
 
 def _composed(problem: Problem, axis: object) -> bool:

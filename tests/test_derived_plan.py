@@ -42,6 +42,11 @@ def test_entries_of_some_blocks_or_different_ones_are_not():
     assert different == {"blocks.0": {"x": INPUT}, "blocks.1": {"x": SequenceParallelInput(0, expected_dims=3)}}
 
 
+def test_outputs_of_blocks_that_have_inputs_as_well_are_listed():
+    plan = build(*(f(f"blocks.{i}", *name) for i in range(2) for f, name in ((split, ("x",)), (gather, ()))))
+    assert plan == {"blocks.*": {"x": INPUT}, "blocks.0": OUTPUT, "blocks.1": OUTPUT}
+
+
 def test_outputs_and_lists():
     plan = build(split("rope", 0, 0, 2, kind="output"), split("blocks.0", "rope", 0, 2, index=0), split("blocks.0", "rope", 0, 2, index=1))
     table = SequenceParallelInput(0, expected_dims=2)
