@@ -11,16 +11,19 @@ from seqpar.errors import SeqparError
 
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
+    from seqpar.derive import derive_sp_plan, format_plan
     from seqpar.planning import plan
     from seqpar.sp_sharding import sp_gather, sp_shard
     from seqpar.verification import verify
 
-__all__ = ["SeqparError", "plan", "sp_compile", "sp_gather", "sp_shard", "verify"]
+__all__ = ["SeqparError", "derive_sp_plan", "format_plan", "plan", "sp_compile", "sp_gather", "sp_shard", "verify"]
 
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
 PUBLIC = {
     "sp_compile": "seqpar.compile",
     "plan": "seqpar.planning",
+    "derive_sp_plan": "seqpar.derive",
+    "format_plan": "seqpar.derive",
     "verify": "seqpar.verification",
     "sp_shard": "seqpar.sp_sharding",
     "sp_gather": "seqpar.sp_sharding",

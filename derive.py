@@ -15,7 +15,7 @@ from torch.fx import Node
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs
 from seqpar.derived_plan import STYLES, Unexpressible, format_plan, plan_of
-from seqpar.errors import PlanError, UnsupportedError
+from seqpar.errors import NoPlanError, PlanError
 from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked, without_constants
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.declare import MeshRules
@@ -34,16 +34,12 @@ from seqpar.planning import plan as plan_of_model
 from seqpar.sp_plan import validate_sp_plan
 from seqpar.verification import TOLERANCE, difference, verify
 
-__all__ = ["derive_sp_plan", "format_plan"]
+__all__ = ["NoPlanError", "derive_sp_plan", "format_plan"]
 
 DEPTH = 3  # of the modules whose boundaries are looked at: the model, its blocks, their attentions and feed-forwards
 LISTS = 2  # lists of blocks that are tried as one sequence
 REPAIRS = 6  # entries without a form that are ruled out one by one
 aten = torch.ops.aten
-
-
-class NoPlanError(UnsupportedError):
-    """No declared plan is equivalent to the compiled program; the text says which line stands in the way, and what to extract."""
 
 
 def derive_sp_plan(
@@ -270,20 +266,19 @@ class _Search:
     def _compiles(self, plan: dict[str, Any]) -> bool:
         """Whether the compiler accepts the plan as pins, and computes the same with it."""
         inputs = self.kwargs or self.args
-        degrees = {"ulysses": self.degrees.ulysses, "ring": self.degrees.ring}
+        ulysses, ring = self.degrees.ulysses, self.degrees.ring
         try:
             validate_sp_plan(plan)
             if any(isinstance(x, Tensor) and x.device.type == "meta" for x in pytree.tree_leaves(inputs)):
-                plan_of_model(self.model, inputs, **degrees, sp_plan=plan)
-            else:
-                report = verify(self.model, inputs, **degrees, sp_plan=plan)
-                if not report.ok:
-                    self.refused.append(str(report))
-                return report.ok
+                plan_of_model(self.model, inputs, ulysses=ulysses, ring=ring, sp_plan=plan)
+                return True
+            report = verify(self.model, inputs, ulysses=ulysses, ring=ring, sp_plan=plan)
         except PlanError as error:
             self.refused.append(str(error))
             return False
-        return True
+        if not report.ok:
+            self.refused.append(str(report))
+        return report.ok
 
 
 def _difference(expected: list[Any], found: list[Any]) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from seqpar.errors import SeqparError
-from seqpar.passes.boundary import Boundary
 from seqpar.passes.derive import ITEM, Entry
 from seqpar.sp_plan import SequenceParallelInput, SequenceParallelOutput, SequenceParallelPartialInput
 

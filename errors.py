@@ -27,3 +27,7 @@ class DisagreementError(SeqparError):
 
 class PlanError(SeqparError, ValueError):
     """A declared plan contradicts the model or its graph."""
+
+
+class NoPlanError(UnsupportedError):
+    """No declared plan is equivalent to the compiled program; the text says which line stands in the way, and what to extract."""

@@ -182,7 +182,8 @@ class DeclareProblem(LabelProblem):
         """Operand and result are cut alike, unless this is a mark that may change them."""
         vertex = self._known(operand, dim, atom)
         out_dim = self.candidate(node)
-        if self._may(node, node, out_dim, mark, "split", atom):  # type: ignore[arg-type]
+        assert out_dim is not None
+        if self._may(node, node, out_dim, mark, "split", atom):
             self.problem.edge(target, vertex, self.entry * mark.split_share)  # type: ignore[union-attr]
         else:
             self._forbid(target, vertex, Violation(operand, node, "split"))
@@ -195,13 +196,16 @@ class DeclareProblem(LabelProblem):
 
     def _add_beginning(self, node: Node, relation: Relation, mark: Mark, out_dim: int | None) -> None:
         """Atoms that begin at a mark: it reads a whole value."""
-        for atom in self.atoms(node, out_dim) if out_dim is not None else []:
+        if out_dim is None:
+            return
+        for atom in self.atoms(node, out_dim):
             target = self.vertices.get((node, out_dim, atom))
-            if target is not None and not any(atom in self.table.roots(axis) for axes in relation.operand_axes for axis in axes):
-                if mark.split and self._divides(node, out_dim, atom):  # type: ignore[arg-type]
-                    self.problem.yes_cost[target] += self.entry * mark.split_share
-                else:
-                    self._forbid(target, self.whole, Violation(relation.operands[0], node, "split"))
+            if target is None or any(atom in self.table.roots(axis) for axes in relation.operand_axes for axis in axes):
+                continue
+            if mark.split and self._divides(node, out_dim, atom):
+                self.problem.yes_cost[target] += self.entry * mark.split_share
+            else:
+                self._forbid(target, self.whole, Violation(relation.operands[0], node, "split"))
 
     def _gather_price(self, mark: Node, operand: Node, dim: int, atom: int) -> float:
         return self._moved(operand, dim, atom) * self.prices.byte + self.entry * self.marks[mark].gather_share

@@ -118,7 +118,7 @@ def _lines(operand: Node, reader: Node) -> tuple[str, str, int, int] | None:
 
 def _inline_before(node: Node, limit: int = 20) -> Iterator[Node]:
     """What a value was computed from, back to the nearest boundaries of modules."""
-    waiting, seen = [node], set()
+    waiting, seen = [node], {node}
     while waiting and len(seen) < limit:
         current = waiting.pop()
         for operand in current.all_input_nodes:

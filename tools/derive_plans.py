@@ -90,13 +90,13 @@ def inputs_of(case: Case, variant: str, without: Sequence[str]) -> dict[str, Any
     return {name: None if name in without else value for name, value in case.inputs(variant).items()}
 
 
-def derive_case(case: Case, ulysses: int, ring: int) -> Row:
+def derive_case(case: Case, ulysses: int, ring: int, variants: Sequence[str] = ("even", "large")) -> Row:
     """The plan of a class, or why there is none: without its masks if there is none with them, and with longer inputs if the ranks do not divide these."""
     started = time.perf_counter()
     model = case.build()
     masks = tuple(name for name in OPTIONAL_MASKS if case.inputs("even").get(name) is not None)
     row = Row(case.name, own=bool(getattr(model, "_cp_plan", None)))
-    for variant in ("even", "large"):
+    for variant in variants:
         for without in dict.fromkeys(((), masks)):
             try:
                 plan = derive_sp_plan(model, inputs_of(case, variant, without), ulysses=ulysses, ring=ring, style="cp_plan")
@@ -105,7 +105,7 @@ def derive_case(case: Case, ulysses: int, ring: int) -> Row:
                 row = dataclasses.replace(row, reason=row.reason or (str(error) if isinstance(error, SeqparError) else f"{type(error).__name__}: {error}"))
         if UNEVEN not in row.reason:
             break
-        row = dataclasses.replace(row, reason="" if variant == "even" else row.reason)
+        row = dataclasses.replace(row, reason="" if variant != variants[-1] else row.reason)
     return dataclasses.replace(row, seconds=time.perf_counter() - started)
 
 
@@ -131,21 +131,22 @@ def check_on_rank(rank: Rank, rows: Sequence[Row], ulysses: int, ring: int, path
             return float(worst_of_all), count.total_bytes
 
         if row.plan is not None:
-            row = _with(row, "", lambda row=row: run(decode(row.plan)))  # type: ignore[misc]
+            error, received, refusal = attempt(run, decode(row.plan))
+            row = dataclasses.replace(row, error=error, received=received, refusal=refusal)
         if row.own:
-            row = _with(row, "own_", lambda: run(None))
+            error, received, refusal = attempt(run, None)
+            row = dataclasses.replace(row, own_error=error, own_received=received, own_refusal=refusal)
         found.append(dataclasses.asdict(row))
         if rank.rank == 0:
             Path(path).write_text(json.dumps(found))
 
 
-def _with(row: Row, prefix: str, run: Callable[[], tuple[float, int]]) -> Row:
-    """`row` with what a run found; diffusers refuses alike on every rank, with errors of many types."""
+def attempt(run: Callable[[Plan | None], tuple[float, int]], plan: Plan | None) -> tuple[float | None, int | None, str]:
+    """(error, bytes, "") or (None, None, why not); diffusers refuses alike on every rank, with errors of many types."""
     try:
-        error, received = run()
-        return dataclasses.replace(row, **{f"{prefix}error": error, f"{prefix}received": received})
+        return *run(plan), ""
     except Exception as error:
-        return dataclasses.replace(row, **{f"{prefix}refusal": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
+        return None, None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def entries(plan: Any) -> str:
@@ -188,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="seqpar.tools.derive_plans", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of one JSON file per case; derived cases are not derived again")
     parser.add_argument("--only", default="*", help="patterns of case names, separated by commas, for example 'Flux*,Wan*'")
+    parser.add_argument("--variant", default="even,large", help="lengths of the inputs: the first, and the second where the ranks do not divide the first")
     parser.add_argument("--ulysses", type=int, default=2)
     parser.add_argument("--ring", type=int, default=1)
     parser.add_argument("--no-ranks", action="store_true", help="derive only")
@@ -201,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         path = options.work / f"{case.name}.json"
         if not path.exists():
-            path.write_text(json.dumps(dataclasses.asdict(derive_case(case, options.ulysses, options.ring))))
+            path.write_text(json.dumps(dataclasses.asdict(derive_case(case, options.ulysses, options.ring, options.variant.split(",")))))
         rows.append(Row(**json.loads(path.read_text())))
         print(f"{case.name}: {entries(decode(rows[-1].plan)) if rows[-1].plan else 'no plan: ' + short(rows[-1].reason)[:150]}", flush=True)
     if not options.no_ranks and rows:
