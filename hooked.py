@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from seqpar.errors import UnsupportedError
+from seqpar.errors import NoPlanError, UnsupportedError
 from seqpar.runtime.simulate import SimulatedWorld
 
 MESH = "mesh"  # key of the mark on the queries of an attention that exchanges
@@ -68,6 +68,7 @@ def run_hooked(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any],
     Works on meta tensors too: shapes are checked then, and no values.
 
     Raises:
+        NoPlanError: the plan names what is not there, or the model's attention has a backend that knows of no ranks.
         UnsupportedError: diffusers' attention refuses something (causal, grouped heads, a mask of several rows, heads that ulysses does not divide).
         ValueError, AssertionError, RuntimeError: what diffusers raises: a length that the ranks do not divide, a parameter that is not passed, ...
     """
@@ -103,7 +104,10 @@ def _enabled(model: nn.Module, config: Any, plan: Mapping[str, Any]) -> nn.Modul
     hooked = twin(model)
     hooked._resolve_parallel_config = types.MethodType(lambda self, given: given, hooked)  # type: ignore[assignment]
     hooked._parallel_config = None  # type: ignore[assignment]
-    hooked.enable_parallelism(config=config, cp_plan=dict(plan))  # type: ignore[operator]
+    try:
+        hooked.enable_parallelism(config=config, cp_plan=dict(plan))  # type: ignore[operator]
+    except ValueError as error:
+        raise NoPlanError(f"diffusers does not run this model over several ranks: {error}") from error
     return hooked
 
 

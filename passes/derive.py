@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, Node
@@ -88,15 +88,28 @@ def _is_heaviest(inference: Inference, node: Node) -> bool:
 def declare(problem: Problem, allowed: Allowed, strict: bool = True) -> Declared:
     """The labels a plan can express if it may change layouts where `allowed(boundary, change)`."""
     places = boundaries_of(problem.graph)
-    siblings = Counter(folded_key(place) for place in places.values())
-    marks = {node: _mark(place, siblings[folded_key(place)], allowed) for node, place in places.items()}
+    alone = {node for node, place in places.items() if _chained(places, node, place)}
+    siblings = Counter(folded_key(place) for node, place in places.items() if node not in alone)
+    marks = {node: _mark(place, 1 if node in alone else siblings[folded_key(place)], allowed) for node, place in places.items()}
     return DeclareProblem(problem.inference, problem.degrees, problem.prices, marks, problem.mesh, problem.needed, problem.rules, strict).solve_declared()
+
+
+def _chained(places: Mapping[Node, Boundary], node: Node, place: Boundary) -> bool:
+    """A block reads what the block before it returned: a split there is one of its own, not one of equal ones."""
+    before = places.get(node.args[0])  # type: ignore[arg-type]
+    return place.kind == "input" and before is not None and before.kind == "output" and _list_of(place.module) == _list_of(before.module) != ""
+
+
+def _list_of(module: str) -> str:
+    """The list whose item a module is."""
+    parent, _, item = module.rpartition(".")
+    return parent if item.isdigit() else ""
 
 
 def _mark(place: Boundary, siblings: int, allowed: Allowed) -> Mark:
     """Equal entries of n blocks become one; one that is named once goes before. The output of the model is left to it, where a module inside does as well."""
     split = DEAR if place.kind == "input" and siblings > 1 else 1.0
-    inside = ITEM.search(place.module) is not None and not place.module.rpartition(".")[2].isdigit()  # gathered in every block, or in none
+    inside = ITEM.search(place.module) is not None and not _list_of(place.module)  # gathered in every block, or in none
     gather = DEAR if place.module == "" else 1.0 / siblings if inside else 1.0
     return Mark(allowed(place, "split"), place.kind == "output" and allowed(place, "gather"), split / siblings, gather)
 

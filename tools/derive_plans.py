@@ -1,6 +1,6 @@
 """Derive a `_cp_plan` for every diffusers class of the coverage cases, and run it through diffusers' own hooks on real ranks.
 
-    python -m seqpar.tools.derive_plans --work DIR [--only PATTERN] [--table FILE]
+    python -m seqpar.tools.derive_plans --work DIR [--only PATTERN] [--docs docs/plans_derived.md]
 
 Deriving is single-process, one JSON file per case in DIR; a case that is there already is not derived again. Then one start of `--ranks` gloo ranks runs
 every class with its derived plan, and with the class's own where it has one, and compares with the model in one process. Exit status 1 if an output differs.
@@ -33,6 +33,7 @@ from seqpar.tools.peer_bytes import counted_call
 from seqpar.verification import difference
 
 TOLERANCE = 1e-4
+BEGIN, END = "<!-- table of derived plans -->", "<!-- end of the table -->"
 # What diffusers' attention over ranks cannot take: masks with heads, or made inline. Optional inputs; the classes are derived without them as well.
 OPTIONAL_MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask", "audio_encoder_attention_mask")
 UNEVEN = "positions are not divided by"
@@ -177,6 +178,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def inserted(page: str, text: str) -> str:
+    """The page with `text` between its two comments.
+
+    Raises:
+        SeqparError: the page has no such comments.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SeqparError(f"the page has no place for the table: add the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
 def short(reason: str) -> str:
     """Without the class's name, and with paths as modules are named."""
     text = reason.partition(" ranks: ")[2] or reason
@@ -193,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ulysses", type=int, default=2)
     parser.add_argument("--ring", type=int, default=1)
     parser.add_argument("--no-ranks", action="store_true", help="derive only")
-    parser.add_argument("--table", type=Path, help="write the table as Markdown")
+    parser.add_argument("--docs", type=Path, help="put the table into this page, between its two comments")
     options = parser.parse_args(argv)
     cases = [c for c in all_cases() if any(fnmatch.fnmatchcase(c.name, p) for p in options.only.split(","))]
     options.work.mkdir(parents=True, exist_ok=True)
@@ -215,8 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     text = table(rows)
     print(text)
     print(f"{sum(row.good for row in rows)} plans reproduce the model on {options.ulysses * options.ring} ranks, {sum(row.good and not row.own for row in rows)} of classes without a plan of their own")
-    if options.table:
-        options.table.write_text(text)
+    if options.docs:
+        options.docs.write_text(inserted(options.docs.read_text(), text))
     return int(any(row.error is not None and not row.good for row in rows))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from seqpar.errors import SeqparError
 from seqpar.tools import derive_plans
 from seqpar.tools.coverage_cases import all_cases
 from seqpar.tools.derive_plans import Row, check_on_rank, decode, derive_case, encode, entries, table
@@ -51,5 +52,11 @@ def test_the_table_has_plans_and_reasons(rows):
 def test_the_command_derives_and_resumes(tmp_path, capsys, monkeypatch):
     (tmp_path / f"{CLASSES[0]}.json").write_text(json.dumps(dataclasses.asdict(Row(CLASSES[0], reason="no cp_plan for it on 2 ranks: known"))))
     monkeypatch.setattr(derive_plans, "derive_case", lambda *_: pytest.fail("a known case is derived again"))
-    assert derive_plans.main(["--work", str(tmp_path), "--only", CLASSES[0], "--no-ranks", "--table", str(tmp_path / "t.md")]) == 0
-    assert "no plan: known" in capsys.readouterr().out and "known" in (tmp_path / "t.md").read_text()
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{derive_plans.BEGIN}\nold\n{derive_plans.END}\nafter\n")
+    assert derive_plans.main(["--work", str(tmp_path), "--only", CLASSES[0], "--no-ranks", "--docs", str(page)]) == 0
+    assert "no plan: known" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| known |" in text and "old" not in text
+    with pytest.raises(SeqparError, match="no place for the table"):
+        derive_plans.inserted("empty", "table")
