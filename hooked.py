@@ -45,7 +45,7 @@ def without_constants(model: nn.Module) -> nn.Module:
     for module in other.modules():
         for name, value in module._parameters.items():
             if value is not None and value.device.type != "meta" and value.is_floating_point() and bool((value == value.flatten()[:1]).all()):
-                noise = torch.randn(value.shape, generator=draw) * value.shape[-1] ** -0.5
+                noise = torch.randn(value.shape, generator=draw) * (value.shape[-1] ** -0.5 if value.dim() > 1 else 0.1)
                 module._parameters[name] = nn.Parameter((noise + value.cpu()).to(value), requires_grad=False)
     return other
 

@@ -92,6 +92,6 @@ def test_what_diffusers_refuses_is_refused(mask, degrees, words):
 def test_constant_parameters_are_random_in_a_comparison():
     model = nn.LayerNorm(8)
     other = without_constants(model)
-    assert other.weight.std() > 0.1 and other.bias.std() > 0.1
+    assert other.weight.std() > 0.03 and other.bias.std() > 0.03
     assert bool((model.weight == 1).all())
     assert twin(model).weight is model.weight and not has_context_parallelism(model)
