@@ -13,8 +13,8 @@ import torch
 
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import Program, SequenceParallelModule
-from seqpar.passes.arguments import Call, canonical_call
 from seqpar.partitioner.marker import graph_line, is_marker
+from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
 from seqpar.passes.declared import Declaration, Declared
 from seqpar.passes.trace import Traced, trace

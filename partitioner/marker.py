@@ -58,7 +58,7 @@ def is_marker(node: Node) -> bool:
 def pin_of(node: Node) -> Pin:
     """What a marker node says; dims counted from the front."""
     names = ("key", "split", "gather", "keep")
-    given = {**dict(zip(names, node.args[1:], strict=False)), **{k: v for k, v in node.kwargs.items() if k in names}}
+    given: dict[str, Any] = {**dict(zip(names, node.args[1:], strict=False)), **{k: v for k, v in node.kwargs.items() if k in names}}
     rank = node.meta["val"].dim()
     for name in ("split", "gather"):
         if given.get(name) is not None:

@@ -24,7 +24,6 @@ from seqpar.errors import UnsupportedError
 from seqpar.partitioner.marker import boundary, is_marker, pin_of, unmarked
 from seqpar.passes.share import with_graph
 
-
 CALL = "call"  # kind of a boundary that is a call in the model's own code
 
 
@@ -267,4 +266,4 @@ def _readers(marker: fx.Node) -> Iterator[str]:
 
 def pinned_call(name: str, x: Tensor, *, split: int | None = None, gather: int | None = None) -> Tensor:
     """`x` behind a marker for a call `name(x, dim)` in the code that is traced."""
-    return boundary(x, json.dumps({"module": "", "kind": CALL, "name": name}), split, gather)
+    return boundary(x, f'{{"module": "", "kind": "{CALL}", "name": "{name}"}}', split, gather)  # no json.dumps: Dynamo reads this

@@ -75,7 +75,8 @@ class HookReading:
         """An entry for tensors with another number of dims."""
         if self.declared is None or said.entry is None or pin_of(node).key not in self.declared.ignored:
             return
-        dims = [d for d in range(node.meta["val"].dim()) if self._sequence(node, d)]
+        known = {a for a, weight in self.inference.sequences.items() if weight != BESIDE}
+        dims = [d for d, axis in enumerate(self.inference.axes[node][0]) if self._roots(axis) & known]
         what = f"expected_dims={said.entry.expected_dims}, but {said.tensor} has {node.meta['val'].dim()} dims"
         if dims:
             raise said.error(what, f"{self._text(node)}", f"{said.form(dims[0], node.meta['val'].dim())}")
@@ -217,20 +218,20 @@ class HookReading:
                 )
 
     def _maker(self, reader: Node, value: Node, dim: int, atom: int) -> Maker:
-        """Where a value left whole comes from: the output of the module that made it, or an input of the model."""
+        """Where a value left whole comes from: the output of the module that made it, or an input of the model. It can be split there."""
         inside = module_path(reader)
         while True:
             path = module_path(value)
             outside = [p for p in prefixes(path) if not (inside == p or inside.startswith(f"{p}."))]
-            if outside or value.op != "call_function":
+            one = len(self.inference.axis(value, dim)) == 1  # no hook can split one factor of a product
+            if (outside and one) or value.op != "call_function":
                 return Maker(value, outside[0] if outside else "", dim)
             relation = self.inference.relations.get(value)
             step = next(self._sources(relation, dim, atom), None) if relation is not None else None
             if step is None:
-                source = value.args[0] if value.target is operator.getitem else None
-                if source is None:
+                if value.target is not operator.getitem:
                     return Maker(value, path, dim)
-                value = source
+                value = value.args[0]  # type: ignore[assignment]
                 continue
             value, dim = relation.operands[step[0]], step[1]  # type: ignore[union-attr]
 

@@ -89,15 +89,12 @@ def _outcome(node: Node, said: Said, inference: Inference, solution: Solution) -
     if ranks == 1:
         return [f"{said.where}: one rank, nothing to split"]
     lengths = {a: table.sizes.hint(table.length(a)) for a in pinned_atoms(inference, node)}
-    lines = []
     for atom, length in lengths.items():
-        if length < ranks:
-            lines.append(f"{said.where}: kept whole: {length} positions, fewer than {ranks} ranks")
-        elif (node, pin.split, atom) not in solution.labels.sharded:
+        if length >= ranks and (node, pin.split, atom) not in solution.labels.sharded:
             raise PlanError(f"{said.where} splits {said.tensor}, and the solver left it whole: please report this")
     split = [n for n in lengths.values() if n >= ranks]
-    if split:
-        lines.append(f"{said.where}: split in dim {pin.split}, {' + '.join(f'{n}/{ranks}' for n in split)} positions")
+    parts = " + ".join(f"{n}/{ranks}" if n >= ranks else f"{n}" for n in lengths.values())
+    lines = [f"{said.where}: split in dim {pin.split}, {parts} positions" if split else f"{said.where}: kept whole: {parts} positions, fewer than {ranks} ranks"]
     if said.entry is not None and said.entry.auto_pad and any(n % ranks for n in split):
         lines.append(f"{said.where}: auto_pad: nothing is padded, the parts have unequal lengths instead")
     return lines

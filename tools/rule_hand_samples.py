@@ -340,6 +340,7 @@ def creation(m: Maker) -> list[Row]:
 def pointwise(m: Maker) -> list[Row]:
     x = m.f(2, 12, 4)
     return [
+        (torch.ops.seqpar.boundary.default, (m.f(7, 12), "key", 1, None, 5)),
         (aten.add.Tensor, (x, m.f(12, 1))),
         (aten.mul.Tensor, (m.f(1, 7, 1), m.f(4, 1, 5))),
         (aten.mul.Tensor, (m.f(7, 7), m.f(7))),

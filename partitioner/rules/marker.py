@@ -10,7 +10,7 @@ from seqpar.partitioner.registry import rule
 @rule(BOUNDARY)
 def marker(op: Op) -> None:
     pin = pin_of(op.node)
-    if pin.keep is not None:
+    if pin.split is not None and pin.keep is not None:
         for factor in op.axis(0, pin.split)[:1]:  # where it cannot be cut, the check of the pins says so
             op.table.sublist(factor, 0, as_length(pin.keep))
     begins = tuple(dim for dim in range(op.rank()) if op.begins(dim))
