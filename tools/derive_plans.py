@@ -1,6 +1,6 @@
 """Derive a `_cp_plan` for every diffusers class of the coverage cases, and run it through diffusers' own hooks on real ranks.
 
-    python -m seqpar.tools.derive_plans --work DIR [--only PATTERN] [--docs docs/plans_derived.md]
+    python -m seqpar.tools.derive_plans --work DIR [--only PATTERN] [--docs docs/plans.md]
 
 Deriving is single-process, one JSON file per case in DIR; a case that is there already is not derived again. Then one start of `--ranks` gloo ranks runs
 every class with its derived plan, and with the class's own where it has one, and compares with the model in one process. Exit status 1 if an output differs.
