@@ -26,7 +26,7 @@ from seqpar.hooked import has_context_parallelism
 from seqpar.models.family import output_tensors
 from seqpar.runtime.mesh import build_mesh
 from seqpar.tools.coverage_cases import all_cases
-from seqpar.tools.coverage_cases.case import Case
+from seqpar.tools.coverage_cases.case import Case, Draw
 from seqpar.tools.diffusers_peer import adapted, enable
 from seqpar.tools.launch import Rank, launch
 from seqpar.tools.peer_bytes import counted_call
@@ -36,6 +36,8 @@ TOLERANCE = 1e-4
 BEGIN, END = "<!-- table of derived plans -->", "<!-- end of the table -->"
 # What diffusers' attention over ranks cannot take: masks with heads, or made inline. Optional inputs; the classes are derived without them as well.
 OPTIONAL_MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask", "audio_encoder_attention_mask")
+FITTED = "fitted"
+VARIANTS = ("even", FITTED, "large")
 UNEVEN = "positions are not divided by"
 Plan = dict[str, Any]
 
@@ -86,12 +88,21 @@ def decode(value: Any) -> Any:
     return {"ContextParallelInput": ContextParallelInput, "ContextParallelOutput": ContextParallelOutput}[kind](**content)
 
 
+class Fitted(Draw):
+    """Even inputs, with so many fewer tokens that those the model adds by itself make their number even too."""
+
+    @property
+    def tokens(self) -> int:
+        return super().tokens - 3
+
+
 def inputs_of(case: Case, variant: str, without: Sequence[str]) -> dict[str, Any]:
     """The inputs of these lengths, with those in `without` left out."""
-    return {name: None if name in without else value for name, value in case.inputs(variant).items()}
+    given = case.draw(Fitted("even")) if variant == FITTED else case.inputs(variant)
+    return {name: None if name in without else value for name, value in given.items()}
 
 
-def derive_case(case: Case, ulysses: int, ring: int, variants: Sequence[str] = ("even", "large")) -> Row:
+def derive_case(case: Case, ulysses: int, ring: int, variants: Sequence[str] = VARIANTS) -> Row:
     """The plan of a class, or why there is none: without its masks if there is none with them, and with longer inputs if the ranks do not divide these."""
     started = time.perf_counter()
     model = case.build()
@@ -203,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="seqpar.tools.derive_plans", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of one JSON file per case; derived cases are not derived again")
     parser.add_argument("--only", default="*", help="patterns of case names, separated by commas, for example 'Flux*,Wan*'")
-    parser.add_argument("--variant", default="even,large", help="lengths of the inputs: the first, and the second where the ranks do not divide the first")
+    parser.add_argument("--variant", default=",".join(VARIANTS), help="lengths of the inputs: the first that the ranks divide")
     parser.add_argument("--ulysses", type=int, default=2)
     parser.add_argument("--ring", type=int, default=1)
     parser.add_argument("--no-ranks", action="store_true", help="derive only")
