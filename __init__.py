@@ -11,6 +11,7 @@ from seqpar.errors import SeqparError
 
 if TYPE_CHECKING:
     from seqpar.compile import sp_compile
+    from seqpar.derive import derive_sp_plan, format_plan
     from seqpar.launching import launch
     from seqpar.passes.config import config
     from seqpar.pipelines import parallelize, unparallelize
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "SeqparError",
     "config",
+    "derive_sp_plan",
+    "format_plan",
     "launch",
     "load",
     "parallelize",
@@ -39,6 +42,8 @@ __all__ = [
 # Loaded on first use: torch's compiler reads the entry point of this package even when nobody uses it.
 PUBLIC = {
     "config": "seqpar.passes.config",
+    "derive_sp_plan": "seqpar.derive",
+    "format_plan": "seqpar.derive",
     "launch": "seqpar.launching",
     "load": "seqpar.saving",
     "parallelize": "seqpar.pipelines",

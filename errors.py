@@ -29,5 +29,9 @@ class PlanError(SeqparError, ValueError):
     """A declared plan contradicts the model or its graph."""
 
 
+class NoPlanError(UnsupportedError):
+    """No declared plan is equivalent to the compiled program; the text says which line stands in the way, and what to extract."""
+
+
 class SavedProgramError(SeqparError, ValueError):
     """A program cannot be written to a file, or a file holds no program for this model, these versions or these ranks."""

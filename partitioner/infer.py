@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,14 +61,17 @@ class Inference:
         return frozenset(found)
 
 
-def infer(graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True) -> Inference:
+def infer(
+    graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True, begin: Iterable[tuple[str, int]] = ()
+) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
     cut: None makes a sequence that is a product one atom. A number makes that factor (0 frames, 1 rows) the one that can be cut, so that
     what the model does on the grid (convolutions) can stay sharded.
     batch: what attentions have in their batch counts as the sequence, instead of their rows. fuse: False leaves products as they are.
+    begin: dims of markers (node name, dim) at which a new sequence begins, that has nothing to do with what it was made of.
     """
-    fused: dict[tuple[str, int], tuple[int, int]] = {}
+    fused: dict[tuple[str, int], tuple[int, int]] = dict.fromkeys(begin, (0, 1))
     for _ in range(MAX_READINGS):
         result = _read(graph, sizes, fused, cut or 0, batch)
         marks = _products_to_fuse(result) if cut is None and fuse else {}

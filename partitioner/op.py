@@ -146,6 +146,10 @@ class Op:
             axis = (*axis[:start], *self.table.fresh_axis(self.table.axis_length(run)), *axis[start + width :])
         return axis
 
+    def begins(self, out_dim: int) -> bool:
+        """True if an output dim was chosen to be one new sequence, whatever it is made of."""
+        return (self.node.name, out_dim) in self._fused
+
     def set_out(self, out_dim: int, axis: Axis, output: int = 0) -> None:
         self._out[output][out_dim] = axis
 

@@ -1,4 +1,4 @@
-"""A marker is an identity; one that keeps the first positions whole cuts the axis there."""
+"""A marker is an identity; one that keeps the first positions whole cuts the axis there. What lies behind one may begin with sequences of its own."""
 
 from __future__ import annotations
 
@@ -13,4 +13,7 @@ def marker(op: Op) -> None:
     if pin.split is not None and pin.keep is not None:
         for factor in op.axis(0, pin.split)[:1]:  # where it cannot be cut, the check of the pins says so
             op.table.sublist(factor, 0, as_length(pin.keep))
-    op.carry_all()
+    begins = tuple(dim for dim in range(op.rank()) if op.begins(dim))
+    for dim in begins:
+        op.set_out(dim, op.table.fresh_axis(op.out_shape[dim]))
+    op.carry_all(skip=begins)
