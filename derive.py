@@ -187,7 +187,7 @@ class _Search:
             if heads % self.degrees.ulysses:
                 what = f"{heads} heads over ulysses={self.degrees.ulysses}"
             if what:
-                from seqpar.passes.pipeline import one_line
+                from seqpar.passes.localise import one_line
 
                 raise NoPlanError(f"no cp_plan for {type(self.model).__name__}: diffusers' attention over ranks does not support {what} ({one_line(node)})")
 

@@ -23,12 +23,12 @@ from diffusers.models._modeling_parallel import ContextParallelInput, ContextPar
 from seqpar.derive import derive_sp_plan
 from seqpar.errors import SeqparError
 from seqpar.hooked import has_context_parallelism
+from seqpar.launching import launch
 from seqpar.models.family import output_tensors
 from seqpar.runtime.mesh import build_mesh
 from seqpar.tools.coverage_cases import all_cases
 from seqpar.tools.coverage_cases.case import Case, Draw
 from seqpar.tools.diffusers_peer import adapted, enable
-from seqpar.tools.launch import Rank, launch
 from seqpar.tools.peer_bytes import counted_call
 from seqpar.verification import difference
 
@@ -121,7 +121,7 @@ def derive_case(case: Case, ulysses: int, ring: int, variants: Sequence[str] = V
     return dataclasses.replace(row, seconds=time.perf_counter() - started)
 
 
-def check_on_rank(rank: Rank, rows: Sequence[Row], ulysses: int, ring: int, path: str) -> None:
+def check_on_rank(rows: Sequence[Row], ulysses: int, ring: int, path: str) -> None:
     """Collective: run every derived plan, and the classes' own; rank 0 writes the rows with what was found."""
     torch.set_num_threads(1)
     mesh = build_mesh(ulysses, ring, device_type="cpu").device_mesh
@@ -149,7 +149,7 @@ def check_on_rank(rank: Rank, rows: Sequence[Row], ulysses: int, ring: int, path
             error, received, refusal = attempt(run, None)
             row = dataclasses.replace(row, own_error=error, own_received=received, own_refusal=refusal)
         found.append(dataclasses.asdict(row))
-        if rank.rank == 0:
+        if torch.distributed.get_rank() == 0:
             Path(path).write_text(json.dumps(found))
 
 
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.no_ranks and rows:
         path = options.work / "checked.json"
         runnable = tuple(row for row in rows if row.plan is not None or row.own)
-        launch(check_on_rank, (runnable, options.ulysses, options.ring, str(path)), world_size=options.ulysses * options.ring, device_type="cpu")
+        launch(check_on_rank, options.ulysses * options.ring, runnable, options.ulysses, options.ring, str(path), device="cpu")
         checked = {row["case"]: Row(**row) for row in json.loads(path.read_text())}
         rows = [checked.get(row.case, row) for row in rows]
     text = table(rows)

@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".html":
-        plan.to_html(args.output)  # type: ignore[attr-defined]
+        plan.to_html(args.output)
     else:
-        args.output.write_text(plan.to_dot())  # type: ignore[attr-defined]
+        args.output.write_text(plan.to_dot())
     size = args.output.stat().st_size
     return show(args, f"{args.output}  ({size:,} bytes)", {"output": str(args.output), "bytes": size})
 
