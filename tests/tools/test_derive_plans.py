@@ -4,14 +4,11 @@ import dataclasses
 import json
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from seqpar.errors import SeqparError
 from seqpar.tools import derive_plans
 from seqpar.tools.coverage_cases import all_cases
 from seqpar.tools.derive_plans import Row, check_on_rank, decode, derive_case, encode, entries, table
-from seqpar.tools.launch import Rank
 
 CASES = {case.name: case for case in all_cases()}
 # Two streams with one plan for both, and one stream that is joined inline and entered at its first block.
@@ -24,7 +21,7 @@ def rows():
 
 
 def check(rows, path):
-    check_on_rank(Rank(dist.get_rank(), 2, torch.device("cpu")), rows, 2, 1, path)
+    check_on_rank(rows, 2, 1, path)
 
 
 def test_plans_reproduce_the_model_on_two_ranks(rows, two_ranks, tmp_path):
