@@ -14,12 +14,12 @@ from seqpar.passes.save_targets import FUNCTIONS, read_target, write_target
 aten = torch.ops.aten
 
 
-@pytest.mark.parametrize("target", [aten.add.Tensor, aten.scaled_dot_product_attention.default, aten.sym_size.int, torch.ops.prims.convert_element_type.default, *FUNCTIONS.values()], ids=str)
+@pytest.mark.parametrize("target", [aten.add.Tensor, aten.scaled_dot_product_attention.default, aten.sym_size.int, torch.ops.prims.convert_element_type.default, *FUNCTIONS.values()], ids=lambda found: getattr(found, "__name__", str(found)))
 def test_round_trip(target):
     assert read_target(write_target(target)) is target
 
 
-@pytest.mark.parametrize("target", [aten.add_.Tensor, aten.from_file.default, print, eval, getattr, torch.load, torch.ops.higher_order.cond], ids=str)
+@pytest.mark.parametrize("target", [aten.add_.Tensor, aten.from_file.default, print, eval, getattr, torch.load, torch.ops.higher_order.cond], ids=lambda found: getattr(found, "__name__", str(found)))
 def test_refused_when_writing(target):
     with pytest.raises(SavedProgramError, match="cannot be saved"):
         write_target(target)
