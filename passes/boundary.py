@@ -103,7 +103,9 @@ class Marks:
         """
         for tensor, version, place in self._shared:
             if tensor._version != version:
-                raise UnsupportedError(f"{place} is one of the module's inputs, and is written to in place later ({place.source}): it cannot be marked there. Return a copy of it")
+                raise UnsupportedError(
+                    f"{place} is one of the module's inputs, and is written to in place later ({place.source}): it cannot be marked there. Return a copy of it"
+                )
         self._shared.clear()
 
     def mark(self, place: Boundary, value: Any, arguments: Mapping[str, Any]) -> Any:

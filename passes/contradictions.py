@@ -91,10 +91,16 @@ class HookReading:
         before = {by for by in state.values() if by is not LOOSE}
         if before:
             first = Said.of(before.pop(), self.declared)
-            raise said.error(f"splits dim {dim} of {said.tensor}, which {first.where} has split already", self._text(node), f"one of the two entries, or a gather between them; {first.where} is at {first.source}")
+            raise said.error(
+                f"splits dim {dim} of {said.tensor}, which {first.where} has split already",
+                self._text(node),
+                f"one of the two entries, or a gather between them; {first.where} is at {first.source}",
+            )
         if kept_atoms(self.inference, node) is None:
             write = "the length of the text, where the sequence has a boundary"
-            raise said.error(f"keeps the first {pin_of(node).keep} positions of dim {dim} of {said.tensor} whole, and none of its parts ends there", self._text(node), write)
+            raise said.error(
+                f"keeps the first {pin_of(node).keep} positions of dim {dim} of {said.tensor} whole, and none of its parts ends there", self._text(node), write
+            )
         return {**state, **{(dim, atom): node for atom in pinned_atoms(self.inference, node)}}
 
     def _gather(self, node: Node, dim: int, state: State, said: Said) -> State:

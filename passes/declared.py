@@ -88,8 +88,12 @@ class Declared(Marks):
 
     def returned(self, place: Boundary, count: int) -> None:
         """A list of gathers names every output."""
-        for declared in [d for (module, kind, _, _), d in self.entries.items() if (module, kind) == (place.module, "output") and d.count not in (None, count)][:1]:
-            self.problems.append(f"{declared.where}: {place.module or 'the model'} returns {count} outputs, and the plan gathers {declared.count} ({place.source}). List one entry per output, None for one that is not gathered")
+        for declared in [d for (module, kind, _, _), d in self.entries.items() if (module, kind) == (place.module, "output") and d.count not in (None, count)][
+            :1
+        ]:
+            self.problems.append(
+                f"{declared.where}: {place.module or 'the model'} returns {count} outputs, and the plan gathers {declared.count} ({place.source}). List one entry per output, None for one that is not gathered"
+            )
 
     def finish(self) -> None:
         super().finish()
@@ -113,7 +117,9 @@ class Declared(Marks):
             return self._problem(place, value, indexed[0], f"is a {type(value).__name__}, not a list of tensors")
         if len(value) != len(indexed):
             return self._problem(place, value, indexed[0], f"is a list of {len(value)}, and the plan lists {len(indexed)}")
-        items = [self._mark_one(Boundary(place.module, place.kind, place.name, i, place.call, place.source), x, indexed[i], arguments) for i, x in enumerate(value)]
+        items = [
+            self._mark_one(Boundary(place.module, place.kind, place.name, i, place.call, place.source), x, indexed[i], arguments) for i, x in enumerate(value)
+        ]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
     def _mark_one(self, place: Boundary, value: Any, declared: Declaration, arguments: Mapping[str, Any]) -> Any:
@@ -152,10 +158,14 @@ class Declared(Marks):
         if isinstance(source, Tensor) and source.dim():
             source = source.shape[0 if source.dim() < 3 else -2]  # [batch, text, channels]: a length is never the batch
         if isinstance(source, bool) or not isinstance(source, int | torch.SymInt):
-            self._problem(place, value, declared, f"needs text_len_source={declared.text!r} to be an integer or a tensor of that length, not {describe(source)}")
+            self._problem(
+                place, value, declared, f"needs text_len_source={declared.text!r} to be an integer or a tensor of that length, not {describe(source)}"
+            )
             return None
         if source > value.shape[declared.dim]:
-            self._problem(place, value, declared, f"{sizes(value)} is shorter in dim {declared.dim} than its text, text_len_source={declared.text!r} = {source}")
+            self._problem(
+                place, value, declared, f"{sizes(value)} is shorter in dim {declared.dim} than its text, text_len_source={declared.text!r} = {source}"
+            )
             return None
         return source
 
@@ -172,7 +182,9 @@ def find(model: torch.nn.Module, declared: Declaration) -> list[torch.nn.Module]
         for path, module in found:
             children = {name: child for name, child in module._modules.items() if child is not None}
             if part == "*" and not isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict | torch.nn.Sequential):
-                raise PlanError(f"{declared.where}: '*' stands for the entries of a ModuleList, and {path or 'the model'} is a {type(module).__name__}. Name its submodule: {listed(children)}")
+                raise PlanError(
+                    f"{declared.where}: '*' stands for the entries of a ModuleList, and {path or 'the model'} is a {type(module).__name__}. Name its submodule: {listed(children)}"
+                )
             if part != "*" and part not in children:
                 raise PlanError(f"{declared.where}: {path or 'the model'} ({type(module).__name__}) has no submodule {part!r}. It has {listed(children)}")
             chosen = children.items() if part == "*" else [(part, children[part])]
@@ -186,7 +198,9 @@ def check_parameter(module: torch.nn.Module, name: str, declared: Declaration) -
     parameters = inspect.signature(module.forward).parameters
     if declared.name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    raise PlanError(f"{declared.where}: forward of {name or 'the model'} ({type(module).__name__}, {source_of(module)}) has no parameter {declared.name!r}. It has {listed(parameters)}")
+    raise PlanError(
+        f"{declared.where}: forward of {name or 'the model'} ({type(module).__name__}, {source_of(module)}) has no parameter {declared.name!r}. It has {listed(parameters)}"
+    )
 
 
 def text(place: Place) -> str:

@@ -62,7 +62,11 @@ def _none_gone(declared: Declared | None, before: Graph, after: Graph) -> None:
     for node in before.nodes:
         if is_pin(node) and node.name not in kept:
             said = Said.of(node, declared)
-            raise said.error(f"pins {said.tensor}, which lies inside an attention that is run as one operator", "no value of its own", "an entry for the inputs of the attention instead")
+            raise said.error(
+                f"pins {said.tensor}, which lies inside an attention that is run as one operator",
+                "no value of its own",
+                "an entry for the inputs of the attention instead",
+            )
 
 
 def honoured(traced: Traced, inference: Inference, solution: Solution) -> tuple[str, ...]:
@@ -94,7 +98,9 @@ def _outcome(node: Node, said: Said, inference: Inference, solution: Solution) -
             raise PlanError(f"{said.where} splits {said.tensor}, and the solver left it whole: please report this")
     split = [n for n in lengths.values() if n >= ranks]
     parts = " + ".join(f"{n}/{ranks}" if n >= ranks else f"{n}" for n in lengths.values())
-    lines = [f"{said.where}: split in dim {pin.split}, {parts} positions" if split else f"{said.where}: kept whole: {parts} positions, fewer than {ranks} ranks"]
+    lines = [
+        f"{said.where}: split in dim {pin.split}, {parts} positions" if split else f"{said.where}: kept whole: {parts} positions, fewer than {ranks} ranks"
+    ]
     if said.entry is not None and said.entry.auto_pad and any(n % ranks for n in split):
         lines.append(f"{said.where}: auto_pad: nothing is padded, the parts have unequal lengths instead")
     return lines

@@ -76,7 +76,13 @@ class Maker:
     def tensor(self) -> str:
         if self.module:
             return f"an output of {self.module}"
-        return f"input {self.value.target!r} of the model" if self.value.op == "placeholder" else f"the constant {self.value.target}" if self.value.op == "get_attr" else f"the value made at {one_line(self.value)}"
+        return (
+            f"input {self.value.target!r} of the model"
+            if self.value.op == "placeholder"
+            else f"the constant {self.value.target}"
+            if self.value.op == "get_attr"
+            else f"the value made at {one_line(self.value)}"
+        )
 
     def form(self, dims: int) -> str:
         """The entry that splits it."""
