@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -203,10 +204,8 @@ def inserted(page: str, text: str) -> str:
 
 
 def short(reason: str) -> str:
-    """Without the class's name, and with paths as modules are named."""
-    text = reason.partition(" ranks: ")[2] or reason
-    for root in sys.path:
-        text = text.replace(f"{root}/", "") if root else text
+    """Without the class's name and the folders of files."""
+    text = re.sub(r"[\w./-]*/(\w+\.py)", r"\1", reason.partition(" ranks: ")[2] or reason)
     return text.replace("\n", " ").replace("|", "\\|")[:400]
 
 
