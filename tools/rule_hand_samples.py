@@ -74,7 +74,6 @@ def contractions(m: Maker) -> list[Row]:
         (aten.einsum.default, ("bhsd,bhse->bhde", [m.f(2, 3, 7, 4), m.f(2, 3, 7, 5)])),
         (aten.einsum.default, ("bsd,bsd->", [m.f(2, 12, 4), m.f(2, 12, 4)])),
         (aten.einsum.default, ("i,j->ji", [m.f(7), m.f(12)])),
-        (aten.einsum.default, ("bsd->dbs", [x])),
         (aten.einsum.default, ("bij,bjk,bkl->bil", [m.f(2, 7, 5), m.f(2, 5, 12), m.f(2, 12, 4)])),
         (aten.einsum.default, ("...sd,de->...se", [x, m.f(6, 3)])),
         (aten.einsum.default, ("ii->i", [wide])),
