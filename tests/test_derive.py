@@ -153,7 +153,6 @@ def test_heads_that_ulysses_does_not_divide_are_refused(flux):
         derive_sp_plan(model, inputs, ulysses=3, style="cp_plan")
 
 
-@pytest.mark.xfail(strict=False, reason="one test of this file did not raise in the last run, probably this one: not examined")
 def test_attention_that_knows_of_no_ranks_is_named():
     case = CASES["SD3Transformer2DModel"]
     with pytest.raises(NoPlanError, match="does not exchange over the ranks") as error:
