@@ -25,11 +25,11 @@ class StrandedError(MismatchError):
 
 class _Meeting:
     """Where the ranks of one group meet. The last to arrive computes everybody's result, while the others wait:
-    no buffer is read after its owner has gone on, and a disagreement is found in one place."""
+    no buffer is read after its owner has gone on, and a disagreement is found in one place. Waiting ranks lay down the world's baton."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, baton: threading.RLock) -> None:
         self.size = size
-        self.condition = threading.Condition()
+        self.condition = threading.Condition(baton)
         self.arrived: dict[int, tuple[str, Any]] = {}
         self.results: list[Tensor] | Exception = []
         self.round = 0
@@ -111,14 +111,15 @@ class SimulatedWorld:
         The first error of a rank is raised here, once; ranks that wait for it are released.
         """
         assert len(fns) == self.size, f"{len(fns)} functions for {self.size} ranks"
-        groups = self._groups()
+        baton = threading.RLock()  # who holds it runs: threads that run by turns anyway would fight over the interpreter's lock at every operator
+        groups = self._groups(baton)
         results: dict[int, T] = {}
         errors: dict[int, BaseException] = {}
         enabled, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
         def work(rank: int) -> None:
             try:
-                with torch.inference_mode(inference), torch.set_grad_enabled(enabled):  # both are per thread
+                with baton, torch.inference_mode(inference), torch.set_grad_enabled(enabled):  # modes are per thread
                     results[rank] = fns[rank](groups[rank])
             except BaseException as error:
                 errors[rank] = error
@@ -135,11 +136,11 @@ class SimulatedWorld:
             raise _culprit(errors)
         return [results[rank] for rank in range(self.size)]
 
-    def _groups(self) -> list[dict[str, SimulatedGroup]]:
+    def _groups(self, baton: threading.RLock) -> list[dict[str, SimulatedGroup]]:
         u, r = self.ulysses, self.ring
-        rows = [_Meeting(u) for _ in range(r)]
-        columns = [_Meeting(r) for _ in range(u)]
-        everyone = _Meeting(u * r)
+        rows = [_Meeting(u, baton) for _ in range(r)]
+        columns = [_Meeting(r, baton) for _ in range(u)]
+        everyone = _Meeting(u * r, baton)
         return [
             {
                 "ulysses": SimulatedGroup(rank % u, u, rows[rank // u], self.traffic[rank]),
