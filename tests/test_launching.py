@@ -87,7 +87,7 @@ def test_what_cannot_be_sent_says_what_to_do(monkeypatch):
         return 1
 
     typed.__module__, typed.__qualname__ = "__main__", "typed"
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(SeqparError, match="cannot send typed"):
         launch(typed, 2, device="cpu")
 
