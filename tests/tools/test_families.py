@@ -1,7 +1,5 @@
 """Whole pipelines of other families on two real ranks against one process."""
 
-import functools
-
 import pytest
 import torch
 
@@ -17,11 +15,11 @@ def draw(folder, request, ulysses, ring):
     pipeline.be_quiet(warnings=False)
     pipe = pipeline.load(str(folder), CPU, torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    compiled = pipeline.compile_transformers(pipe, functools.partial(seqpar.sp_compile, ulysses=ulysses, ring=ring))
-    together = pipeline.generate(pipe, request, CPU, decode=False)
-    pipeline.restore_transformers(pipe, compiled)
+    with seqpar.parallelize(pipe, ulysses=ulysses, ring=ring) as parallel:
+        together = pipeline.generate(pipe, request, CPU, decode=False)
+        plans = [plan.to_dict() for plan in parallel.plans]
     alone = pipeline.generate(pipe, request, CPU, decode=False)
-    return together.latents, alone.latents, [program.plan.to_dict() for stand_in in compiled.values() for program in stand_in.programs]
+    return together.latents, alone.latents, plans
 
 
 @pytest.mark.parametrize(
