@@ -195,7 +195,7 @@ def _peak_memory(rank: Rank) -> list[int]:
 
 def _compare(pipe: Any, job: Job, device: torch.device, parallel: pipeline.Generated) -> Comparison:
     """Generate again with the models as they were loaded, in this process alone."""
-    pipe.set_progress_bar_config(desc="one process")
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="one process")
     alone = pipeline.generate(pipe, job.request, device)
     assert alone.frames is not None and parallel.frames is not None, "rank 0 decodes"
     path = job.output.with_name(f"{job.output.stem}_compare{job.output.suffix}")
