@@ -14,6 +14,8 @@ from seqpar.errors import SeqparError
 def levels_put_back():
     loggers = [logging.getLogger(name) for name in ("seqpar", *(f"seqpar.{name}" for name in logs.NAMES))]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
     yield
     for logger, level, handlers, propagate in before:
         logger.setLevel(level)
