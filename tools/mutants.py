@@ -64,7 +64,7 @@ RULE_MUTANTS = (
 EMIT_MUTANTS = (
     Mutant("every part is as long as the first", "partitioner/lengths.py", "return (length + ranks - 1 - rank) // ranks", "return -(-length // ranks)", LENGTHS),
     Mutant("symbolic parts grow with the rank", "partitioner/lengths.py", "FloorDiv(length + (ranks - 1 - rank), ranks)", "FloorDiv(length + rank, ranks)", LENGTHS),
-    Mutant("a value is not gathered", "passes/emit.py", "known[middle] = self._gather(node, known[have], have, middle)", "known[middle] = known[have]", EMIT),
+    Mutant("a value is not gathered", "passes/emit.py", "self.hold(node, middle, self._gather(node, known[have], have, middle))", "self.hold(node, middle, known[have])", EMIT),
     Mutant("a part of the first rank is sliced everywhere", "passes/emit.py", '(y, d, segments), {"rank": self.view.rank}', '(y, d, segments), {"rank": 0}', EMIT),
     Mutant("a factor inside a product is cut outside of it", "passes/emit.py", "done = emit(opened, dim + 1, segments)", "done = emit(opened, dim, segments)", EMIT),
     Mutant("a partial sum is not completed", "passes/emit.py", 'reduced = self.call(all_reduce, (emitted, kind), {"group": "sp"})', "reduced = emitted", EMIT),
