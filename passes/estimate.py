@@ -23,7 +23,7 @@ def transfer_seconds(received: int, calls: int, machine: Machine) -> float:
 
 def predict(counts: Counts, machine: Machine, nodes: Iterable[str] | None = None) -> Mapping[str, float]:
     """Seconds by "compute", kind of collective, "hidden" (of the ring, behind attention) and "total", of a rank or of some of its nodes."""
-    chosen = [*counts.flops.keys() | counts.received.keys()] if nodes is None else list(nodes)
+    chosen = list(dict.fromkeys((*counts.flops, *counts.received)) if nodes is None else nodes)  # in one order: sums are equal on all ranks
     seconds = dict.fromkeys(("compute", *KINDS, "hidden"), 0.0)
     seconds["compute"] = sum(counts.flops.get(name, 0) for name in chosen) / machine.flops_per_s
     for name in chosen:
