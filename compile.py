@@ -161,7 +161,7 @@ class Compiler:
         slim = dataclasses.replace(traced, call=traced.call.without_data(), marks=None)
         interface = Interface.of(slim, partitioned.conditions)
         split = bool(axes_used(unbound))
-        program = Program(interface, gm, run, partitioned.plan, split, rank=rank, traced=slim, partitioned=partitioned.without_data())
+        program = Program(interface, gm, run, partitioned.plan, split, rank=rank, traced=slim)
         return program, partitioned.fingerprint
 
     def compiled(self, fullgraph: bool, dynamic: bool) -> Callable[[fx.GraphModule], Callable[..., Any]] | None:

@@ -40,7 +40,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Program:
-    """One emitted program. traced, partitioned: what it was made from; None for a program from a file.
+    """One emitted program. traced: what it was made from; None for a program from a file.
 
     Shapes: `run` takes the global tensors of the placeholders of `gm` and returns the flat outputs of the model, whole.
     """
@@ -52,7 +52,6 @@ class Program:
     split: bool = False  # over several ranks
     rank: int = 0  # whose program it is, in the sequence mesh
     traced: Traced | None = None
-    partitioned: Any = None
 
     @property
     def symbolic(self) -> bool:

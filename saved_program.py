@@ -73,14 +73,14 @@ def write_call(call: Call, codec: Codec) -> dict[str, Any]:
 
 def write_program(name: str, program: Program, codec: Codec, ranks: int, members: Members, raw: Raw) -> None:
     interface = program.interface
-    if program.partitioned is None:
+    if program.plan.inspector is None:
         raise SavedProgramError("this module was loaded from a file, which holds the programs of other ranks as well: copy that file")
     if interface.states:
         names = ", ".join(write.argument for write in interface.states)
         raise SavedProgramError(f"the model assigns attributes of the objects in its argument {names}: such a program cannot be saved")
     constants = Constants(codec)
     for rank in range(ranks):
-        members[f"{name}/rank{rank}.json"] = write_graph(program.partitioned.program(rank), constants)
+        members[f"{name}/rank{rank}.json"] = write_graph(program.plan.inspector.partitioned.program(rank), constants)
     members[f"{name}.json"] = {
         "sizes": write_sizes(interface.sizes),
         "symbolic": interface.symbolic,
