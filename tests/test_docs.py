@@ -14,14 +14,14 @@ import torch.distributed as dist
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MULTI = re.compile(r"sp_compile\(.*ulysses=\d|seqpar\.load\(")
 ALONE = ("seqpar.verify(", "seqpar.plan(", "seqpar.suggest(")
-ELSEWHERE = {"pipelines.md": "test_pipelines.py", "plans.md": "test_plans_page.py", "inspection.md": "test_docs_inspection.py"}  # which also look at what is printed
+ELSEWHERE = {"pipelines.md": "test_pipelines.py", "plans.md": "test_plans_page.py"}  # which also look at what is printed
 
 
 def blocks_of(page):
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-PAGES = sorted(page for page in DOCS.glob("*.md") if blocks_of(page) and page.name not in ELSEWHERE)
+PAGES = sorted(page for page in DOCS.glob("*.md") if blocks_of(page) and page.name not in {"inspection.md", *ELSEWHERE})
 ON_RANKS = [page for page in PAGES if any(map(MULTI.search, blocks_of(page)))]
 
 
@@ -44,6 +44,16 @@ def test_blocks_run_in_one_process(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ON_RANKS, ids=lambda page: page.stem)
 def test_blocks_run_on_two_ranks(two_ranks, page, tmp_path):
     assert min(two_ranks.run(run_blocks, page.name, blocks_of(page), tmp_path)) > 1
+
+
+def test_inspection_prints_what_it_shows(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "inspection.md"
+    blocks = blocks_of(page)
+    assert len(blocks) == page.read_text().count("```python") == 5
+    run_blocks(page.name, blocks, tmp_path)
+    printed = capsys.readouterr().out
+    assert "blocks.0-1 x 2" in printed and "forced to be whole" in printed and "recommended" in printed and "ulysses 4 x ring 1" in printed
 
 
 def test_links_lead_somewhere():
