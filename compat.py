@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 import torch
 import torch.utils._pytree as pytree
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +30,7 @@ __all__ = [
     "FloorDiv",
     "HigherOrderOperator",
     "NO_MODULE",
+    "OpOverload",
     "PythonReferenceAnalysis",
     "ShapeEnv",
     "TorchDispatchMode",

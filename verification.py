@@ -14,7 +14,6 @@ from seqpar import logs
 from seqpar.compat import pytree
 from seqpar.compile import check_degrees, split_inputs, traced_with
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.localise import one_line
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, partition
@@ -203,7 +202,7 @@ def localised(partitioned: Partitioned, node: fx.Node, value: Tensor, rank: int)
     """The part of a whole value that `rank` should hold."""
     from seqpar.runtime.layout import shard
 
-    view = LayoutView(partitioned.inference, partitioned.solution, rank)
+    view = partitioned.view.for_rank(rank)
     hint = partitioned.inference.table.sizes.hint
     for dim, sharded in enumerate(view.produced(node)):
         if not sharded:

@@ -6,7 +6,7 @@ A layout has one entry per dim: the atoms of that dim that are sharded. A sharde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
@@ -23,11 +23,21 @@ Layout = tuple[frozenset[int], ...]
 
 @dataclass(frozen=True)
 class LayoutView:
-    """Reads layouts and local lengths for one rank."""
+    """Reads layouts and local lengths for one rank.
+
+    Invariants: inference and solution do not change any more. Layouts are the same on every rank; views made with `for_rank` find them once.
+    """
 
     inference: Inference
     solution: Solution
     rank: int
+    _produced: dict[Node, Layout] = field(default_factory=dict, repr=False, compare=False)
+    _required: dict[tuple[Node, int], Layout] = field(default_factory=dict, repr=False, compare=False)
+    _atoms: dict[Axis, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def for_rank(self, rank: int) -> LayoutView:
+        """The same layouts, seen by another rank."""
+        return replace(self, rank=rank)
 
     @property
     def ranks(self) -> int:
@@ -40,12 +50,22 @@ class LayoutView:
     # -- layouts ----------------------------------------------------------------------------------
     def produced(self, node: Node) -> Layout:
         """The layout in which a node's result comes out."""
-        source = origin(node)
-        axes = self.inference.axes[node][0]
-        return tuple(frozenset(a for a in self._roots(axis) if (source, d, a) in self.labels.sharded) for d, axis in enumerate(axes))
+        known = self._produced.get(node)
+        if known is None:
+            source = origin(node)
+            axes = self.inference.axes[node][0]
+            known = tuple(frozenset(a for a in self._roots(axis) if (source, d, a) in self.labels.sharded) for d, axis in enumerate(axes))
+            self._produced[node] = known
+        return known
 
     def required(self, node: Node, relation: Relation, i: int) -> Layout:
         """The layout in which a node reads its operand `i`."""
+        known = self._required.get((node, i))
+        if known is None:
+            known = self._required[node, i] = self._find_required(node, relation, i)
+        return known
+
+    def _find_required(self, node: Node, relation: Relation, i: int) -> Layout:
         operand = relation.operands[i]
         have = self.produced(operand)
         if i in relation.free:
@@ -76,8 +96,11 @@ class LayoutView:
                 return kind
         return None
 
-    def _roots(self, axis: Axis) -> set[int]:
-        return self.inference.table.roots(axis)
+    def _roots(self, axis: Axis) -> frozenset[int]:
+        known = self._atoms.get(axis)
+        if known is None:
+            known = self._atoms[axis] = frozenset(self.inference.table.roots(axis))
+        return known
 
     # -- lengths -----------------------------------------------------------------------------------
     def atom_length(self, atom: int, sharded: bool, rank: int | None = None) -> Length:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from seqpar.compat import HigherOrderOperator, TorchDispatchMode, pytree
-from seqpar.partitioner.cost import attention_pairs, is_causal, matmul_flops
+from seqpar.partitioner.cost import attention_pairs, is_causal, is_contraction, matmul_flops
+from seqpar.passes.meta_results import MetaResults
 from seqpar.runtime.counting import CountingGroup, Traffic
 from seqpar.runtime.opaque import run_opaque
 from seqpar.runtime.ring import ring_attention, split_kv_attention
@@ -43,12 +44,13 @@ def to_meta(value: Any) -> Any:
 
 
 class CountInterpreter(fx.Interpreter):
-    """Runs one rank's unbound program on meta tensors."""
+    """Runs one rank's unbound program on meta tensors. results: what operators gave before, shared by runs of similar programs."""
 
-    def __init__(self, gm: fx.GraphModule, groups: dict[str, CountingGroup], counts: Counts) -> None:
+    def __init__(self, gm: fx.GraphModule, groups: dict[str, CountingGroup], counts: Counts, results: MetaResults | None = None) -> None:
         super().__init__(gm, garbage_collect_values=True)
         self.groups = groups
         self.counts = counts
+        self.results = MetaResults() if results is None else results
         self.extra_traceback = False
 
     def fetch_attr(self, target: str) -> Any:
@@ -71,7 +73,7 @@ class CountInterpreter(fx.Interpreter):
             self.counts.flops[self.current.name] = counter.flops
             return result
         else:
-            result = super().call_function(target, args, kwargs)
+            result = self.results(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)
         if flops:
             self.counts.flops[self.current.name] = flops
@@ -96,6 +98,8 @@ def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
     """Operations of one executed call."""
     if target is run_opaque:
         return int(args[0].flops)
+    if not is_contraction(target):
+        return 0
     result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result
     if not isinstance(result, Tensor):
         return 0
@@ -121,11 +125,11 @@ class KernelCounter(TorchDispatchMode):
         return result
 
 
-def count(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int, ring: int, rank: int) -> Counts:
-    """FLOPs and received bytes of the program of `rank` on (meta copies of) full example inputs."""
+def count(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int, ring: int, rank: int, results: MetaResults | None = None) -> Counts:
+    """FLOPs and received bytes of the program of `rank` on (meta copies of) full example inputs; `results` is for programs counted one after another."""
     counts = Counts()
     with torch.no_grad():
-        CountInterpreter(gm, counting_groups(ulysses, ring, rank, counts.traffic), counts).run(*[to_meta(x) for x in example])
+        CountInterpreter(gm, counting_groups(ulysses, ring, rank, counts.traffic), counts, results).run(*[to_meta(x) for x in example])
     return counts
 
 

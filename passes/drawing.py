@@ -19,7 +19,6 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from seqpar.compat import pytree
-from seqpar.partitioner.layout import LayoutView
 from seqpar.passes.count import CountInterpreter, Counts, to_meta
 from seqpar.passes.localise import source_line
 from seqpar.passes.text import short
@@ -221,7 +220,7 @@ class Describer:
 
     def __init__(self, partitioned: Partitioned, seen: Seen, counts: Counts) -> None:
         self.seen, self.counts = seen, counts
-        self.view = LayoutView(partitioned.inference, partitioned.solution, 0)
+        self.view = partitioned.view
         self.sources = {node.name: node for node in partitioned.traced.gm.graph.nodes}
         self.is_sharded: dict[Node, bool] = {}
         self.block = ""

@@ -72,6 +72,11 @@ class Partitioned:
         return not self.inference.sequences
 
     @cached_property
+    def view(self) -> LayoutView:
+        """The layouts, as rank 0 sees them."""
+        return LayoutView(self.inference, self.solution, 0)
+
+    @cached_property
     def conditions(self) -> list[sympy.Basic]:
         """Relations between the symbols that this partition relies on."""
         if self.traced.shape_env is None:
@@ -93,7 +98,7 @@ class Partitioned:
         digest = hashlib.sha256()
         degrees = self.solution.degrees
         digest.update(f"{degrees.ulysses} {degrees.ring}\n".encode())
-        view = LayoutView(self.inference, self.solution, 0)
+        view = self.view
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
@@ -110,7 +115,7 @@ class Partitioned:
             started = time.perf_counter()
             first = not self._programs
             with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
-                emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
+                emitter = Emitter(self.traced.gm.graph, self.view.for_rank(rank), self.traced.symbols)
                 self._programs[rank] = with_graph(self.traced.gm, emitter.run())
             self.dump.graph(f"program_of_rank_{rank}", self._programs[rank], self.traced.gm)
             self._seconds.setdefault("rewrite", time.perf_counter() - started)
@@ -123,8 +128,7 @@ class Partitioned:
 
     def layouts(self) -> str:
         """The layout of every value on rank 0, one a line."""
-        view = LayoutView(self.inference, self.solution, 0)
-        return "\n".join(f"{node.name}: {view.text(node, view.produced(node))}" for node in self.inference.axes)
+        return "\n".join(f"{node.name}: {self.view.text(node, self.view.produced(node))}" for node in self.inference.axes)
 
     @cached_property
     def plan(self) -> Plan:

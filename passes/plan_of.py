@@ -15,6 +15,7 @@ from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.estimate import predict
 from seqpar.passes.localise import one_line
+from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def counts_of(partitioned: Partitioned) -> list[Counts]:
     """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""
     degrees, example = partitioned.solution.degrees, example_of(partitioned)
     known: dict[object, Counts] = {}
-    counts = []
+    counts, results = [], MetaResults()
     for rank in range(degrees.ranks):
         key = None if partitioned.nothing_to_shard else _sizes_of(partitioned, rank) if partitioned.options.share_counts else rank
         if key not in known:
-            known[key] = count(partitioned.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank)
+            known[key] = count(partitioned.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank, results=results)
         counts.append(known[key])
     return counts
 
@@ -111,7 +112,7 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
 # -- attention and whole operators -----------------------------------------------------------------
 def _attention(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
     inference, solution = partitioned.inference, partitioned.solution
-    view = LayoutView(inference, solution, 0)
+    view = partitioned.view
     spec, degrees = relation.attention, solution.degrees
     queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
     heads = inference.table.example_length(relation.operand_axes[spec.q][1])
@@ -129,7 +130,7 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation) -> Atte
 
 def _written(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
     """Attention that stays a product, a softmax and a product."""
-    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    view = partitioned.view
     layout = view.produced(node)
     rows, keys = (view.axis_text(relation.out_axes[0][d], layout[d]) for d in (-2, -1))
     strategy = "local" if any(layout) else "replicated"
@@ -140,7 +141,7 @@ def _written(partitioned: Partitioned, node: Node, relation: Relation) -> Attent
 def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
     if partitioned.solution.degrees.ranks == 1 or partitioned.nothing_to_shard:
         return ()
-    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    view = partitioned.view
     found = []
     for node, relation in partitioned.inference.relations.items():
         flops = whole.get(node.name, 0)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import shape_of
 from seqpar.passes.count import CountInterpreter, Counts, counting_groups, to_meta
 from seqpar.passes.inspector import Inspector
@@ -63,7 +62,7 @@ def _shapes(gm: fx.GraphModule, inspector: Inspector, rank: int) -> dict[str, st
     """Node name -> shapes and layout. A node that a user's pass added has none."""
     found = inspector.partitioned
     local = local_shapes(inspector, rank)
-    view = LayoutView(found.inference, found.solution, rank)
+    view = found.view.for_rank(rank)
     source = {node.name: node for node in found.traced.gm.graph.nodes}
     notes = {}
     for node in gm.graph.nodes:

@@ -67,7 +67,7 @@ def stage_of(node: Node) -> str:
 
 def stages_of(partitioned: Partitioned, rank: int, flops_alone: Mapping[str, int], machine: Machine) -> tuple[Stage, ...]:
     """All stages in order of first execution, the model itself last, equal ones folded, as `rank` executes them."""
-    counts, view = partitioned.counts[rank], LayoutView(partitioned.inference, partitioned.solution, rank)
+    counts, view = partitioned.counts[rank], partitioned.view.for_rank(rank)
     source, program = partitioned.traced.gm.graph, partitioned.program(rank).graph
     alone, own, results = _by_stage(source), _by_stage(program), _results(source, view)
     found = [

@@ -72,7 +72,7 @@ class Why:
 
 def why(partitioned: Partitioned, query: str) -> Why:
     """Answers for all values that match, equal ones together; see `Plan.why`."""
-    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    view = partitioned.view
     groups: dict[object, list[Node]] = {}
     for node in _matching(partitioned, query):
         stage = re.sub(r"\d+", "*", stage_of(node))
