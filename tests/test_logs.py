@@ -10,18 +10,6 @@ from seqpar import logs
 from seqpar.errors import SeqparError
 
 
-@pytest.fixture(autouse=True)
-def levels_put_back():
-    loggers = [logging.getLogger(name) for name in ("seqpar", *(f"seqpar.{name}" for name in logs.NAMES))]
-    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.NOTSET)
-    yield
-    for logger, level, handlers, propagate in before:
-        logger.setLevel(level)
-        logger.handlers[:], logger.propagate = handlers, propagate
-
-
 def level(name):
     return logging.getLogger(f"seqpar.{name}").level
 
