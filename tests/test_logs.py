@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import seqpar
 from seqpar import logs
 from seqpar.errors import SeqparError
 
@@ -58,6 +60,13 @@ def test_a_handler_is_added_only_where_nobody_has_one(monkeypatch):
     (handler,) = top.handlers
     record = logging.LogRecord("seqpar.trace", logging.INFO, "", 0, "tracing %s", ("Net",), None)
     assert handler.format(record) == "[seqpar.trace rank 2] tracing Net"
+
+
+@pytest.mark.parametrize("function", [seqpar.sp_compile, seqpar.plan, seqpar.verify, seqpar.derive_sp_plan, lambda model, inputs: seqpar.suggest(model, inputs, 2)])
+def test_whatever_compiles_reads_the_switches(function, monkeypatch):
+    monkeypatch.setenv("SEQPAR_LOGS", "solver")
+    with pytest.raises(SeqparError, match="SEQPAR_LOGS names 'solver'"):
+        function(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
 
 
 def test_importing_has_no_side_effect():
