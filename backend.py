@@ -14,11 +14,12 @@ import torch
 from torch import fx
 
 from seqpar.compat import lookup_backend, outside_compiler
-from seqpar.compile import Compiler, check_degrees, sequence_mesh
+from seqpar.compile import Compiler, sequence_mesh
 from seqpar.errors import SeqparError
 from seqpar.passes.arguments import canonical_call
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
+from seqpar.runtime.mesh import check_degrees
 
 OPTIONS = ("ulysses", "ring", "mesh", "backend")
 # Attention is written with one of these; a graph with none of them has nothing to shard.
@@ -35,7 +36,7 @@ class Options:
     backend: str | Callable[..., Any] = "inductor"
 
     def __post_init__(self) -> None:
-        check_degrees(self.ulysses, self.ring)
+        check_degrees(ulysses=self.ulysses, ring=self.ring)
         if self.backend == "seqpar":
             raise SeqparError('options["backend"] is what compiles the emitted program ("inductor", "eager", ...), it cannot be "seqpar" itself')
 

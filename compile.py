@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from seqpar import logs
-from seqpar.errors import MeshError, SignatureError
+from seqpar.errors import SignatureError
 from seqpar.module import SequenceParallelModule
 from seqpar.partitioner.marker import graph_line, is_marker
 from seqpar.passes.arguments import Call, canonical_call
@@ -24,6 +24,7 @@ from seqpar.passes.trace import Traced, trace
 from seqpar.program import Interface, Program
 from seqpar.runner import Runner
 from seqpar.runtime.current import whole_tensors
+from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.signature import read
 from seqpar.sp_plan import declarations
 
@@ -67,7 +68,7 @@ def sp_compile(
         DisagreementError: ranks hold different models, inputs or versions.
     """
     logs.configure()
-    check_degrees(ulysses, ring)
+    check_degrees(ulysses=ulysses, ring=ring)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
     builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend, declarations(model, sp_plan))
@@ -89,13 +90,6 @@ def split_inputs(example_inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[tup
     raise SignatureError(f"example_inputs must be a tuple of positional or a dict of keyword inputs, not a {type(example_inputs).__name__}")
 
 
-def check_degrees(ulysses: int, ring: int) -> None:
-    """Raise MeshError unless both degrees are positive integers."""
-    for name, degree in (("ulysses", ulysses), ("ring", ring)):
-        if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
-            raise MeshError(f"{name} must be an integer >= 1, not {degree!r}")
-
-
 def device_type(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Where the model computes: the device type of its first parameter, else of its first input."""
     tensors: list[torch.Tensor] = []
@@ -108,8 +102,6 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
     """The mesh of process groups, or None when there is one process."""
     if ulysses * ring == 1:
         return None
-    from seqpar.runtime.mesh import build_mesh
-
     return build_mesh(ulysses, ring, mesh=mesh, device_type=kind)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from seqpar import logs
 from seqpar.compat import pytree
-from seqpar.compile import check_degrees, split_inputs
+from seqpar.compile import split_inputs
 from seqpar.derived_plan import STYLES, Unexpressible, format_plan, plan_of
 from seqpar.errors import NoPlanError, PlanError
 from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked, without_constants
@@ -31,6 +32,7 @@ from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.trace import Traced, trace
 from seqpar.passes.triangle import simplify_masks
 from seqpar.planning import plan as plan_of_model
+from seqpar.runtime.mesh import check_degrees
 from seqpar.sp_plan import validate_sp_plan
 from seqpar.verification import TOLERANCE, difference, verify
 
@@ -59,7 +61,8 @@ def derive_sp_plan(
         NoPlanError: there is none; names the line at which a tensor would have to be split or gathered between two modules.
         SeqparError: the model cannot be traced, or the degrees are no positive integers.
     """
-    check_degrees(ulysses, ring)
+    logs.configure()
+    check_degrees(ulysses=ulysses, ring=ring)
     if style not in STYLES:
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")
     if style == "cp_plan" and not has_context_parallelism(model):

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from seqpar.errors import MeshError, SeqparError
+from seqpar.runtime.mesh import check_degrees
 
 FIRST_ERROR = "first_error"
 POLL_S = 1.0
@@ -65,13 +66,14 @@ def launch(function: Callable[..., Any], nproc: int, *args: Any, device: str = "
 
     Raises:
         LaunchError: a rank failed (the others are ended; the text has its traceback), or the time is up.
-        MeshError: fewer GPUs than ranks.
+        MeshError: `nproc` is not a positive integer, or there are fewer GPUs than ranks.
         SeqparError: `function` or its arguments cannot be sent.
     """
     if under_launcher():
         rank = _rank_of_launcher(device)
         with process_group(rank, "env://"):
             return _gathered(function(*args, **kwargs), rank.world_size)
+    check_degrees(nproc=nproc)
     device = pick_device_type(device, nproc)
     if nproc == 1:
         if device == "cuda":

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from seqpar.compat import pytree
-from seqpar.compile import check_degrees, sp_compile
+from seqpar.compile import sp_compile
 from seqpar.denoiser import Denoiser, attribute_set, forward_replaced
 from seqpar.errors import UnsupportedError
-from seqpar.runtime.mesh import build_mesh
+from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
 
 HANDLE = "_seqpar_handle"
@@ -32,25 +32,27 @@ def parallelize(
 
     A denoiser is a component (transformer, UNet, ControlNet, …) that the pipeline calls inside its denoising loop and that has something to shard. It is compiled
     at its first call, once per signature. Its inputs (latents, prompt embeddings, …) and the pipeline's random numbers are the first rank's;
-    everything else runs on every rank as before, and outside `pipe(...)` every component is untouched.
+    everything else runs on every rank as before, and outside `pipe(...)` every component is untouched. A pipeline that is made of others (a prior and a
+    decoder, …) is parallelised with all of them.
 
     Args:
-        pipe: a diffusers pipeline, on its device. The object stays the same; its class becomes a subclass of the same name.
+        pipe: a diffusers pipeline, on its device. The object stays the same; its class becomes a subclass of the same name, and so do those of pipelines it holds.
         ulysses, ring, mesh, dynamic, backend: as in `sp_compile`.
 
     Returns:
         The handle: `.denoisers`, `.plans`, `.explain()`, `.unparallelize()`; a context manager that undoes at the end.
 
     Raises:
-        UnsupportedError: `pipe` is no diffusers pipeline, or is parallelised already.
+        UnsupportedError: `pipe` is no diffusers pipeline, or it, or one it holds, is parallelised already.
         MeshError: degrees, world size, mesh do not fit, or there is no process group.
     """
-    missing = [name for name in NEEDED if not hasattr(pipe, name)]
+    missing = _missing(pipe)
     if missing:
         raise UnsupportedError(f"{type(pipe).__name__} is not a diffusers pipeline (it has no {', '.join(missing)}); for a model use seqpar.sp_compile")
-    if getattr(pipe, HANDLE, None) is not None:
-        raise UnsupportedError(f"this {type(pipe).__name__} is parallelised already: call its unparallelize() first")
-    check_degrees(ulysses, ring)
+    for path, part in _pipelines(pipe).items():
+        if getattr(part, HANDLE, None) is not None:
+            raise UnsupportedError(f"this {type(part).__name__}{f' ({path})' if path else ''} is parallelised already: call its unparallelize() first")
+    check_degrees(ulysses=ulysses, ring=ring)
     return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), dynamic, backend)
 
 
@@ -73,15 +75,17 @@ class ParallelPipeline:
         self.denoisers: dict[str, Denoiser] = {}
         self._mesh = mesh
         self._compile = functools.partial(sp_compile, ulysses=mesh.ulysses, ring=mesh.ring, mesh=mesh.device_mesh, dynamic=dynamic, backend=backend)
-        self._kind = type(pipe)
         self._loops = 0  # denoising loops that are running
         self._same: SameInputs | None = None
-        pipe.__class__ = _subclass(self._kind, self)
+        self._kinds = [(part, type(part)) for part in _pipelines(pipe).values()]
+        for part, kind in self._kinds:
+            part.__class__ = _subclass(kind, self)
 
     def unparallelize(self) -> None:
-        """The pipeline is as it was; compiled programs are dropped. Doing it twice is harmless."""
-        if getattr(self.pipe, HANDLE, None) is self:
-            self.pipe.__class__ = self._kind
+        """The pipeline, and those it holds, are as they were; compiled programs are dropped. Doing it twice is harmless."""
+        for part, kind in self._kinds:
+            if getattr(part, HANDLE, None) is self:
+                part.__class__ = kind
         self.denoisers.clear()
 
     def __enter__(self) -> ParallelPipeline:
@@ -110,7 +114,7 @@ class ParallelPipeline:
     @contextlib.contextmanager
     def calling(self, arguments: Any) -> Iterator[None]:
         """For the time of one call: random numbers agree, and components that are called in the loop run sequence-parallel."""
-        if self._same is not None:  # a pipeline that calls itself
+        if self._same is not None:  # a pipeline that calls itself, or one that it holds
             yield
             return
         generators = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Generator)]
@@ -127,7 +131,7 @@ class ParallelPipeline:
             self._same = None
         if not used:
             warnings.warn(
-                f"{self._kind.__name__} called no component in a denoising loop, so nothing ran in parallel; if it is made of other pipelines, "
+                f"{type(self.pipe).__name__} called no component in a denoising loop, so nothing ran in parallel; if it makes other pipelines while it runs, "
                 "parallelize those",
                 stacklevel=3,
             )
@@ -195,9 +199,29 @@ def _describe(name: str, leaf: Any) -> str:
     return f"{name}: {leaf!r}" if isinstance(leaf, bool | int | float | str | None) else f"{name}: a {type(leaf).__name__}"
 
 
+def _missing(pipe: Any) -> list[str]:
+    return [name for name in NEEDED if not hasattr(pipe, name)]
+
+
+def _pipelines(pipe: Any) -> dict[str, Any]:
+    """The pipeline (at "") and all that it holds as attributes, at any depth, each once, by path: `{"": …, "prior_pipe": …}`."""
+    found = {"": pipe}
+    waiting = [""]
+    while waiting:
+        path = waiting.pop(0)
+        for name, part in vars(found[path]).items():
+            if isinstance(part, torch.nn.Module | type) or _missing(part) or any(part is known for known in found.values()):
+                continue
+            where = f"{path}.{name}" if path else name
+            found[where] = part
+            waiting.append(where)
+    return found
+
+
 def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    """Components that are models, each once."""
-    found = {id(part): (name, part) for name, part in reversed(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+    """Components that are models, of the pipeline and those it holds, each once; the pipeline's own name for it counts."""
+    parts = {(f"{path}.{name}" if path else name): part for path, each in _pipelines(pipe).items() for name, part in each.components.items()}
+    found = {id(part): (name, part) for name, part in reversed(parts.items()) if isinstance(part, torch.nn.Module)}
     return dict(reversed(found.values()))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from seqpar import logs
-from seqpar.compile import check_degrees, split_inputs, traced_with
+from seqpar.compile import split_inputs, traced_with
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
+from seqpar.runtime.mesh import check_degrees
 from seqpar.sp_plan import declarations
 
 
@@ -27,6 +28,6 @@ def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, An
         SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
     """
     logs.configure()
-    check_degrees(ulysses, ring)
+    check_degrees(ulysses=ulysses, ring=ring)
     args, kwargs = split_inputs(example_inputs)
     return partition(traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False), ulysses=ulysses, ring=ring).plan

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from seqpar.errors import PlanError
 from seqpar.passes.declared import Declaration
 from seqpar.runtime.current import current_mesh
+from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.sp_sharding import sp_gather, sp_shard, use_mesh
 
 __all__ = [
@@ -56,7 +57,7 @@ class SequenceParallelConfig:
         convert_to_fp32: accepted for compatibility; partial results of a ring are always merged in float32.
 
     Raises:
-        ValueError: a degree is not a positive integer.
+        MeshError (a ValueError): a degree is not a positive integer.
     """
 
     ulysses_degree: int = 1
@@ -65,10 +66,7 @@ class SequenceParallelConfig:
     _mesh: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("ulysses_degree", "ring_degree"):
-            degree = getattr(self, name)
-            if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
-                raise ValueError(f"{name} must be an integer >= 1, not {degree!r}")
+        check_degrees(ulysses_degree=self.ulysses_degree, ring_degree=self.ring_degree)
 
     @property
     def sequence_parallel_size(self) -> int:
@@ -86,8 +84,6 @@ class SequenceParallelConfig:
             raise RuntimeError("SequenceParallelConfig.setup needs a process group: call torch.distributed.init_process_group first")
         if (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
             raise RuntimeError(f"setup(rank={rank}, world_size={world_size}) in a process that is rank {dist.get_rank()} of {dist.get_world_size()}")
-        from seqpar.runtime.mesh import build_mesh
-
         self._mesh = build_mesh(self.ulysses_degree, self.ring_degree, device_type=torch.device(device or "cpu").type)
         current_mesh.set(self._mesh)
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from seqpar import logs
 from seqpar.compile import split_inputs
-from seqpar.errors import MeshError, SeqparError, TraceError
+from seqpar.errors import SeqparError, TraceError
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import find_machine
 from seqpar.passes.memory import Memory
 from seqpar.passes.pipeline import partition
 from seqpar.passes.text import amount, duration, table
 from seqpar.passes.trace import Traced, trace
+from seqpar.runtime.mesh import check_degrees
 
 CLOSE = 1.02  # splits within 2 % of the fastest: the one with the fewest ranks, then bytes, is taken
 
@@ -93,8 +95,8 @@ def suggest(
         MeshError: no such hardware, or `world_size` is not a positive integer.
         SeqparError: the model cannot be traced.
     """
-    if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
-        raise MeshError(f"world_size must be an integer >= 1, not {world_size!r}")
+    logs.configure()
+    check_degrees(world_size=world_size)
     machine = find_machine(hardware)
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=False)

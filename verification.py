@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from seqpar import logs
 from seqpar.compat import pytree
-from seqpar.compile import check_degrees, split_inputs, traced_with
+from seqpar.compile import split_inputs, traced_with
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.localise import one_line
 from seqpar.passes.options import Options
@@ -20,6 +20,7 @@ from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced
 from seqpar.runtime.current import whole_tensors
+from seqpar.runtime.mesh import check_degrees
 from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
 from seqpar.sp_plan import declarations
 
@@ -55,7 +56,7 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
         SeqparError: the model cannot be traced or partitioned; PlanError among them.
     """
     logs.configure()
-    check_degrees(ulysses, ring)
+    check_degrees(ulysses=ulysses, ring=ring)
     args, kwargs = split_inputs(example_inputs)
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
     with torch.no_grad(), whole_tensors():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,13 @@ class SequenceMesh:
         return self.ulysses * self.ring
 
 
+def check_degrees(**degrees: Any) -> None:
+    """Raise MeshError unless all are positive integers; the text has the caller's name of the degree: `check_degrees(ulysses=2, ring=1)`."""
+    for name, degree in degrees.items():
+        if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
+            raise MeshError(f"{name} must be an integer >= 1, not {degree!r}")
+
+
 def build_mesh(ulysses: int, ring: int, mesh: DeviceMesh | None = None, device_type: str | None = None) -> SequenceMesh:
     """The mesh of this rank; collective (every rank of the world calls it, in the same order).
 
@@ -44,9 +52,7 @@ def build_mesh(ulysses: int, ring: int, mesh: DeviceMesh | None = None, device_t
     `mesh` may have other dims; it needs "ring" before "ulysses", except for one whose degree is 1.
     A single rank (ulysses = ring = 1) needs no process group. Raises MeshError.
     """
-    for name, degree in (("ulysses", ulysses), ("ring", ring)):
-        if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
-            raise MeshError(f"{name} must be an integer of at least 1, got {degree!r}")
+    check_degrees(ulysses=ulysses, ring=ring)
     if ulysses * ring == 1:
         return SequenceMesh(1, 1, 0, {}, None)
     if not (dist.is_available() and dist.is_initialized()):

@@ -5,11 +5,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util  # noqa: E402
+import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from seqpar import logs  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -57,6 +60,19 @@ def group_of(item):
         return "processes"
     shared = [f"{name}={parameters[name]}" for name in getattr(item.module, "GROUP_BY", ()) if name in parameters]
     return " ".join([str(item.path.relative_to(item.config.rootpath)), *shared])
+
+
+@pytest.fixture(autouse=True)
+def log_levels_put_back():
+    """No test sees the levels and handlers that another one left: a compilation sets them for the process (SEQPAR_LOGS, a terminal)."""
+    loggers = [logging.getLogger(name) for name in ("seqpar", *(f"seqpar.{name}" for name in logs.NAMES))]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,11 @@ def test_environment_of_a_launcher_is_used(monkeypatch):
     assert launch(dist.destroy_process_group, 1, device="cpu") == [None]
 
 
+def test_no_rank_is_refused():
+    with pytest.raises(MeshError, match="nproc must be an integer >= 1, not 0"):
+        launch(print, 0)
+
+
 def test_too_few_gpus_says_what_to_do():
     with pytest.raises(MeshError, match="device"):
         launch(print, torch.cuda.device_count() + 2, device="cuda")

@@ -5,21 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import seqpar
 from seqpar import logs
 from seqpar.errors import SeqparError
-
-
-@pytest.fixture(autouse=True)
-def levels_put_back():
-    loggers = [logging.getLogger(name) for name in ("seqpar", *(f"seqpar.{name}" for name in logs.NAMES))]
-    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.NOTSET)
-    yield
-    for logger, level, handlers, propagate in before:
-        logger.setLevel(level)
-        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 def level(name):
@@ -70,6 +60,13 @@ def test_a_handler_is_added_only_where_nobody_has_one(monkeypatch):
     (handler,) = top.handlers
     record = logging.LogRecord("seqpar.trace", logging.INFO, "", 0, "tracing %s", ("Net",), None)
     assert handler.format(record) == "[seqpar.trace rank 2] tracing Net"
+
+
+@pytest.mark.parametrize("function", [seqpar.sp_compile, seqpar.plan, seqpar.verify, seqpar.derive_sp_plan, lambda model, inputs: seqpar.suggest(model, inputs, 2)])
+def test_whatever_compiles_reads_the_switches(function, monkeypatch):
+    monkeypatch.setenv("SEQPAR_LOGS", "solver")
+    with pytest.raises(SeqparError, match="SEQPAR_LOGS names 'solver'"):
+        function(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
 
 
 def test_importing_has_no_side_effect():

@@ -78,6 +78,21 @@ def check(results, *denoisers):
         assert all(fraction > 0.3 for fractions in compiled.values() for fraction in fractions)
 
 
+class Combined:
+    """A pipeline made of another one, as a prior and a decoder are made one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    components = property(lambda self: {"denoiser": self.inner.transformer})
+
+    def progress_bar(self, total):
+        return self.inner.progress_bar(total=total)
+
+    def __call__(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
 # ---- Flux
 
 
@@ -95,6 +110,7 @@ def flux_on_rank():
     }
     with compiling_once():
         results = {name: run_on_rank(without_bar(each), arguments, ulysses=2) for name, (each, arguments) in runs.items()}
+        results["combined"] = run_on_rank(Combined(pipe), {}, ulysses=2)
         return results | random_numbers_on_rank(pipe)
 
 
@@ -125,6 +141,10 @@ def flux(two_ranks):
 @pytest.mark.parametrize("name", ["text", "img2img", "inpaint", "controlnet"])
 def test_flux(flux, name):
     check([rank[name] for rank in flux], "transformer", *(["controlnet"] if name == "controlnet" else []))
+
+
+def test_a_pipeline_that_holds_another(flux):
+    check([rank["combined"] for rank in flux], "denoiser")
 
 
 def test_random_numbers_are_the_first_ranks_and_the_others_keep_theirs(flux):
@@ -311,25 +331,23 @@ def test_a_compiled_denoiser_is_refused(pipe):
     original._compiled_call_impl = None
 
 
-class Combined:
-    """A pipeline made of another one."""
+class Making:
+    """A pipeline that makes another one when it is called."""
 
-    def __init__(self, inner):
-        self.inner = inner
+    def __init__(self, make):
+        self.make = make
 
-    @property
-    def components(self):
-        return self.inner.components
+    components = property(lambda self: self.make().components)
 
     def progress_bar(self, total):
-        return self.inner.progress_bar(total=total)
+        return self.make().progress_bar(total=total)
 
     def __call__(self, *args, **kwargs):
-        return self.inner(*args, **kwargs)
+        return self.make()(*args, **kwargs)
 
 
 def test_nothing_found_is_a_warning(pipe):
-    outer = Combined(pipe)
+    outer = Making(lambda: pipe)
     seqpar.parallelize(outer)
     with pytest.warns(UserWarning, match="nothing ran in parallel.*parallelize those"):
         draw(outer, {})

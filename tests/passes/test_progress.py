@@ -29,7 +29,8 @@ def seen(tmp_path_factory):
     top, handler = logging.getLogger("seqpar"), logging.Handler()
     handler.emit = records.append
     top.addHandler(handler)
-    before, top.level = top.level, logging.DEBUG
+    before = top.level
+    top.setLevel(logging.DEBUG)  # not by assignment: loggers remember what they were enabled for
     with seqpar.config(dump_dir=folder):
         for _ in range(2):
             seqpar.plan(Written(), (torch.ones(1, 12, 8),), ulysses=2)

@@ -5,7 +5,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from seqpar.errors import MeshError
 from seqpar.runtime.groups import rank_of, size_of
-from seqpar.runtime.mesh import build_mesh
+from seqpar.runtime.mesh import build_mesh, check_degrees
 
 
 def places(ulysses, ring, shape=None, names=None, ranks=None):
@@ -28,10 +28,12 @@ def test_a_single_rank_needs_no_process_group():
     assert (mesh.size, mesh.rank, mesh.groups, mesh.device_mesh) == (1, 0, {}, None)
 
 
-@pytest.mark.parametrize(("ulysses", "ring"), [(0, 1), (1, -2), (2.0, 1), (True, 2)])
-def test_degrees_below_one(ulysses, ring):
-    with pytest.raises(MeshError, match="at least 1"):
+@pytest.mark.parametrize(("ulysses", "ring", "said"), [(0, 1, "ulysses must be an integer >= 1, not 0"), (1, -2, "ring must be an integer >= 1, not -2"), (2.0, 1, "ulysses .* not 2.0"), (True, 2, "ulysses .* not True")])
+def test_degrees_that_are_no_positive_integers(ulysses, ring, said):
+    with pytest.raises(MeshError, match=said):
         build_mesh(ulysses, ring)
+    with pytest.raises(ValueError, match="ulysses_degree must be an integer >= 1, not '2'"):
+        check_degrees(ulysses_degree="2")
 
 
 def test_without_process_group_it_says_how_to_launch():
