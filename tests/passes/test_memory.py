@@ -1,5 +1,8 @@
 """The memory estimate against what real tensors take."""
 
+import time
+import weakref
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +18,8 @@ from seqpar.passes.trace import trace
 from seqpar.runtime.counting import Traffic
 from seqpar.verification import SimulatedInterpreter
 
+wait_tensor = torch.ops._c10d_functional.wait_tensor.default
+
 
 @pytest.fixture(scope="module")
 def case():
@@ -26,10 +31,7 @@ def case():
     return model, traced, [traced.call.leaves[i].contiguous() for i in traced.input_positions]
 
 
-RING = pytest.mark.xfail(strict=True, reason="a ring of two is estimated 15 % too high: the kernel that returns the log-sum-exp has larger results on meta tensors")
-
-
-@pytest.mark.parametrize(("ulysses", "ring"), [(1, 1), (2, 1), pytest.param(1, 2, marks=RING), (2, 2)])
+@pytest.mark.parametrize(("ulysses", "ring"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_the_estimate_is_what_real_tensors_take(case, ulysses, ring):
     """Real kernels on real tensors; collectives return buffers of the right sizes. Attention by a kernel that keeps no scores."""
     model, traced, inputs = case
@@ -40,7 +42,26 @@ def test_the_estimate_is_what_real_tensors_take(case, ulysses, ring):
         with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), live:
             SimulatedInterpreter(gm, counting_groups(ulysses, ring, rank, Traffic()), rank, None).run(*inputs)
         estimate = peak_bytes(gm, inputs, ulysses=ulysses, ring=ring, rank=rank)
-        assert estimate == pytest.approx(live.peak, rel=0.06) and estimate > 100_000  # a kernel's other results differ by device
+        assert estimate == pytest.approx(live.peak, rel=0.02) and estimate > 100_000  # a kernel's other results differ by device
+
+
+class Settled(LiveBytes):
+    """Sees what the program keeps, not what gloo does: its thread holds both buffers of an exchange for a moment longer than `wait_tensor` waits."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "_c10d_functional" and func is not wait_tensor:
+            self.sent, self.held_as_argument = weakref.ref(args[0]), args[0]._use_count()
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is wait_tensor:
+            deadline = time.monotonic() + 30
+            while uses(self.sent()) > 1 or result._use_count() > self.held_as_argument:
+                assert time.monotonic() < deadline, "the exchange is done, its buffers are still held"
+                time.sleep(1e-4)
+        return result
+
+
+def uses(tensor):
+    return 0 if tensor is None else tensor._use_count()
 
 
 def on_every_rank():
@@ -49,7 +70,7 @@ def on_every_rank():
     model = family.build(config)
     inputs = family.grid_inputs(config, rows=16, columns=16)
     fast = seqpar.sp_compile(model, inputs, ulysses=2, ring=2, dynamic=False)
-    live = LiveBytes([*model.parameters(), *model.buffers(), *inputs.values()])
+    live = Settled([*model.parameters(), *model.buffers(), *inputs.values()])
     with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), live:
         fast(**inputs)
     return live.peak, fast.plan.details.memory.peak
@@ -57,7 +78,7 @@ def on_every_rank():
 
 def test_the_estimate_is_what_ranks_take(ranks):
     for real, estimate in ranks.run(on_every_rank):
-        assert estimate == pytest.approx(real, rel=0.1)
+        assert estimate == pytest.approx(real, rel=0.02)
 
 
 def test_weights_are_counted_once_each(case):
