@@ -83,9 +83,9 @@ def ranks():
     pool.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two_ranks():
-    """Like `ranks`, for tests whose every rank is expensive."""
+    """Like `ranks`, for tests whose every rank is expensive. Both pools are in the same worker, and an idle one costs nothing."""
     pool = _load_rank_pool().RankPool(2)
     yield pool
     pool.stop()
