@@ -34,6 +34,7 @@ __all__ = [
     "PythonReferenceAnalysis",
     "ShapeEnv",
     "TorchDispatchMode",
+    "aot_export",
     "check_torch_version",
     "lookup_backend",
     "outside_compiler",
@@ -114,6 +115,21 @@ def tolist_seen_by_modes() -> Iterator[None]:
     finally:
         for kind, own in saved:
             kind.tolist = own  # type: ignore[method-assign]
+
+
+def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    """What `torch.export.export(module, args, strict=False).run_decompositions({})` returns, traced once, after dispatch of autograd.
+
+    `module` runs more than once and must not change. Composite operators that do not alias stay whole, as with an empty table. Generated code of
+    intermediate graphs is made when it is called, that is never.
+    """
+    from torch.export._trace import _export
+    from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
+    with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
+        return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

@@ -23,15 +23,17 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import SeqparError, TraceError
-from seqpar.passes import boundary
+from seqpar.passes import boundary, flat_model
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.boundary import Marks
+from seqpar.passes.export import export_functional
+from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.progress import staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
-from seqpar.passes.state import StateWrite, state_after, state_writes
+from seqpar.passes.state import StateWrite
 from seqpar.passes.trace_error import trace_error
 from seqpar.passes.warm import restored
 from seqpar.runtime.opaque import OpaqueCall
@@ -40,7 +42,7 @@ aten = torch.ops.aten
 # Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
 CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
-OWN_FILES = (__file__, boundary.__file__, str(Path(__file__).parents[1] / "sp_sharding.py"))  # between the user's frames
+OWN_FILES = (flat_model.__file__, boundary.__file__, str(Path(__file__).parents[1] / "sp_sharding.py"))  # between the user's frames
 MAX_CHOICES = 8  # attempts to find the modules that must run as they are
 ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default)
 
@@ -97,42 +99,6 @@ class Traced:
     def num_outputs(self) -> int:
         """Number of outputs that belong to the model's result (mutations not counted)."""
         return self.out_spec.num_leaves
-
-
-class Result:
-    """What the model returned while it was traced. No container, so that torch.export does not put it back."""
-
-    spec: Any = None
-    in_graph: tuple[bool, ...] = ()
-    literals: tuple[Any, ...] = ()
-    states: tuple[StateWrite, ...] = ()  # outputs counted from the first of them
-
-
-class FlatModel(torch.nn.Module):
-    """The model as a function from a tuple of tensors to a tuple of tensors (outputs, then values read); everything else is fixed."""
-
-    def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int], replayer: Replayer, opaque: OpaqueReplayer):
-        super().__init__()
-        self.model = model
-        self.call, self.positions = call, tuple(positions)
-        self.replayer, self.opaque = replayer, opaque
-        self.result = Result()
-
-    def forward(self, leaves: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-        full = list(self.call.leaves)
-        for position, leaf in zip(self.positions, leaves, strict=True):
-            full[position] = leaf
-        arguments = self.call.arguments(full)
-        before = state_after(arguments)
-        args, kwargs = self.call.bind(arguments)
-        with self.replayer, self.opaque.active():
-            returned = self.model(*args, **kwargs)
-        self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
-        outputs, self.result.spec = pytree.tree_flatten(returned)
-        inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)
-        self.result.in_graph = inside
-        self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
-        return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
 
 
 @staged("trace", "tracing %s")
@@ -247,7 +213,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
         if recording.reads:
             stack.enter_context(tolist_seen_by_modes())
         try:
-            exported = torch.export.export(flat, (leaves,), dynamic_shapes=dims, strict=False).run_decompositions({})
+            exported = export_functional(flat, leaves, dims)
         except SeqparError:
             raise
         except Exception as error:

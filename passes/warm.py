@@ -1,8 +1,10 @@
 """Keep a model as it was: an eager call before tracing, and its Python state put back after tracing."""
 
 import copy
+import functools
 import gc
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 CONTAINERS = (list, dict, set)
+LRU_CACHE = type(functools.lru_cache(len))
 
 
 def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], watch: AbstractContextManager[Any] | None = None) -> Exception | None:
@@ -44,17 +47,27 @@ def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 @contextmanager
 def restored(model: torch.nn.Module) -> Iterator[None]:
-    """Put back every attribute of the model's modules (and of plain objects and containers they hold) on leaving.
+    """Put back every attribute of the model's modules (and of plain objects and containers they hold), and the containers in their
+    classes and files, on leaving.
 
-    Tracing assigns fake tensors and symbols to memoised tables and counters; none may stay behind.
+    Tracing assigns fake tensors and symbols to memoised tables and counters; none may stay behind. A `functools.lru_cache` of the
+    model's code that remembered something new forgets everything.
     """
     saved: list[tuple[Any, Any]] = []
+    code = code_of(model)
+    caches = [(value, value.cache_info().misses) for value in code if isinstance(value, LRU_CACHE)]
     seen: set[int] = set()
     for module in model.modules():
         remember(module.__dict__, saved, seen, depth=4)
+    for value in code:
+        if type(value) in CONTAINERS:  # a subclass may be a registry that imports when it is read
+            remember(value, saved, seen, depth=1)
     try:
         yield
     finally:
+        for cache, misses in caches:
+            if cache.cache_info().misses != misses:
+                cache.cache_clear()
         for container, before in saved:
             if isinstance(container, list):
                 if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
@@ -66,6 +79,13 @@ def restored(model: torch.nn.Module) -> Iterator[None]:
             elif container.keys() != before.keys() or any(container[key] is not before[key] for key in before):
                 container.clear()
                 container.update(before)
+
+
+def code_of(model: torch.nn.Module) -> list[Any]:
+    """Class attributes of the model's classes and what the files that define them hold, torch's left out: where code memoises beside the model."""
+    kinds = {base for kind in {type(module) for module in model.modules()} for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")}
+    files = [vars(sys.modules[name]) for name in {kind.__module__ for kind in kinds} if name in sys.modules]
+    return [getattr(value, "__func__", value) for names in (*map(vars, kinds), *files) for name, value in list(names.items()) if not name.startswith("__")]
 
 
 def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: int) -> None:
