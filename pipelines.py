@@ -37,7 +37,7 @@ def parallelize(
 
     Args:
         pipe: a diffusers pipeline, on its device. The object stays the same; its class becomes a subclass of the same name, and so do those of pipelines it holds.
-        ulysses, ring, mesh, dynamic, backend: as in `sp_compile`.
+        ulysses: as in `sp_compile`, and so are all that follow.
 
     Returns:
         The handle: `.denoisers`, `.plans`, `.explain()`, `.unparallelize()`; a context manager that undoes at the end.

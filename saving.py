@@ -73,7 +73,8 @@ def load(
     A call whose sizes no program of the file fits is compiled as usual.
 
     Args:
-        ulysses, ring: what the file should be for; any if None.
+        ulysses: the degree that the file should be for; any if None.
+        ring: likewise.
         mesh: as for `sp_compile`.
 
     Raises:

@@ -19,8 +19,9 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from seqpar.compat import pytree
-from seqpar.passes.count import CountInterpreter, Counts, to_meta
+from seqpar.passes.count import CountInterpreter, Counts, counting_groups, to_meta
 from seqpar.passes.localise import source_line
+from seqpar.passes.memory import peak_bytes, weight_bytes
 from seqpar.passes.text import short
 from seqpar.runtime.counting import CountingGroup
 from seqpar.runtime.layout import first_rank, gather, shard
@@ -138,16 +139,14 @@ class Seen:
 
     shapes: dict[str, str] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
-    storages: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 class Watcher(CountInterpreter):
-    """Runs a program on meta tensors; notes shapes, bytes received and storages of every node."""
+    """Runs a program on meta tensors; notes shapes and bytes received of every node."""
 
     def __init__(self, gm: fx.GraphModule, groups: dict[str, CountingGroup], counts: Counts) -> None:
         super().__init__(gm, groups, counts)
         self.seen = Seen()
-        self.kept: list[Any] = []  # an address is used again once its storage is gone
 
     def run_node(self, n: Node) -> Any:
         before = sum(self.counts.traffic.bytes.values())
@@ -155,45 +154,18 @@ class Watcher(CountInterpreter):
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.seen.received[n.name] = sum(self.counts.traffic.bytes.values()) - before
         self.seen.shapes[n.name] = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-        self.seen.storages[n.name] = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-        self.kept.append(tensors)
         return result
 
 
 def watch(gm: fx.GraphModule, example: Sequence[Tensor], ulysses: int, ring: int, rank: int) -> tuple[Seen, Counts, RankUse]:
     """Run the program of one rank on meta tensors."""
     counts = Counts()
-    row, column = divmod(rank, ulysses)
-    places = {"ulysses": (ulysses, column), "ring": (ring, row), "sp": (ulysses * ring, rank)}
-    watcher = Watcher(gm, {name: CountingGroup(size, index, counts.traffic) for name, (size, index) in places.items()}, counts)
+    watcher = Watcher(gm, counting_groups(ulysses, ring, rank, counts.traffic), counts)
     with torch.no_grad():
         watcher.run(*[to_meta(x) for x in example])
-    held = [*gm.parameters(), *gm.buffers(), *(v for v in gm.__dict__.get("_seqpar_extra", {}).values() if isinstance(v, Tensor))]
-    weights = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in held}.values())
     inputs = sum(x.numel() * x.element_size() for x in example)
-    return watcher.seen, counts, RankUse(rank, counts.total_flops, sum(counts.traffic.bytes.values()), weights, inputs, peak(gm.graph, watcher.seen))
-
-
-def peak(graph: fx.Graph, seen: Seen) -> int:
-    """Most bytes alive at once between a value's operator and its last reader; weights and inputs are not counted, a view counts as its base."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    spans: dict[int, list[int]] = {}
-    outside = {key for node in graph.nodes if node.op in ("placeholder", "get_attr") for key in seen.storages[node.name]}
-    for node, i in order.items():
-        last = max((order[user] for user in node.users), default=i)
-        for key, size in seen.storages[node.name].items():
-            if key not in outside:
-                first, until, _ = spans.setdefault(key, [i, last, size])
-                spans[key] = [first, max(until, last), size]
-    change = [0] * (len(order) + 1)
-    for first, until, size in spans.values():
-        change[first] += size
-        change[until + 1] -= size
-    now = best = 0
-    for step in change:
-        now += step
-        best = max(best, now)
-    return best
+    activations = peak_bytes(gm, example, ulysses=ulysses, ring=ring, rank=rank)
+    return watcher.seen, counts, RankUse(rank, counts.total_flops, sum(counts.traffic.bytes.values()), weight_bytes(gm), inputs, activations)
 
 
 # ---- folding -------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def test_memory(partitioned, drawn):
     assert drawn.alone.weights == drawn.ranks[0].weights == model_bytes and drawn.alone.inputs == 64 * 32 * 4
     # q, k and v of all positions and their input are alive together in one process; a rank has a quarter, and buffers of exchanges
     assert drawn.alone.activations >= 4 * 64 * 32 * 4 and drawn.alone.activations / 4 <= drawn.ranks[0].activations < drawn.alone.activations
+    told = partitioned.plan.details.memory
+    assert (max(use.activations for use in drawn.ranks), drawn.alone.activations) == (told.peak, told.peak_alone), "the page says what explain() says"
 
 
 def test_boxes(drawn):
