@@ -105,7 +105,7 @@ class DeclareProblem(LabelProblem):
         return super().long_enough(atom) and not (self.rules.even and length % self.degrees.ranks)
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
-        return dim not in relation.pooled and dim not in relation.halo
+        return not any(dim in dims for dims in (relation.pooled, relation.halo, relation.windows))
 
     def _add_outputs(self, node: Node, relation: Relation) -> None:
         """A mark costs nothing, and atoms may begin there."""

@@ -156,7 +156,7 @@ class LabelProblem:
             self.base += work
             return
         axes = self.inference.axes[node]
-        made = self._makes(relation)
+        made = self._makes(relation) or dim in relation.windows
         flowing = self._flowing(relation, dim)
         covered = 0.0
         for atom in self.atoms(node, dim):
@@ -184,13 +184,15 @@ class LabelProblem:
         return found - unclear
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
-        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours at fixed places.
+        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours, and windows, at fixed places.
 
         Statistics count every position once: nothing beside the atom may be whole on every rank.
         """
         axis = self.table.expand_axis(relation.out_axes[0][dim])
         if dim in relation.pooled:
             return (atom,) in axis
+        if dim in relation.windows:
+            return axis == ((atom,),)
         if dim not in relation.halo:
             return True
         needed = max(relation.halo[dim]) * self.degrees.ranks

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 
 from seqpar.partitioner.atoms import AtomTable, Axis
 from seqpar.partitioner.lengths import Length, simplify
-from seqpar.partitioner.relation import Relation, Rewrite
+from seqpar.partitioner.relation import Relation, Rewrite, Window
 
 
 def as_length(size: Any) -> Length:
@@ -85,6 +85,7 @@ class Op:
         self.free: set[int] = set()
         self.whole: set[int] = set()
         self.halo: dict[int, tuple[int, int]] = {}
+        self.windows: dict[int, Window] = {}
         self.pooled: set[int] = set()
         self.rewrite: Rewrite | None = None
         self.reason = ""
@@ -189,6 +190,7 @@ class Op:
             free=frozenset(self.free),
             whole=frozenset(self.whole | self._blocked),
             halo=dict(self.halo),
+            windows=dict(self.windows),
             pooled=frozenset(self.pooled),
             rewrite=self.rewrite,
             reason=self.reason,

@@ -35,6 +35,15 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Position p of an output dim is made of the operand's `reach` positions from `stride * p + first` on; beyond its ends are zeros."""
+
+    stride: int
+    first: int
+    reach: int
+
+
+@dataclass(frozen=True)
 class Relation:
     """The relation of one node.
 
@@ -50,6 +59,7 @@ class Relation:
     free: frozenset[int] = frozenset()  # operands read for their dtype or device only
     whole: frozenset[int] = frozenset()  # output dims that can only be produced whole
     halo: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # output dim -> neighbouring positions read before and after
+    windows: Mapping[int, Window] = field(default_factory=dict)  # output dim -> what its positions are made of; can be made in parts of a whole operand
     pooled: frozenset[int] = frozenset()  # output dims that also share statistics, which the emitted call reduces over the ranks
     rewrite: Rewrite | None = None
     reason: str = ""  # why dims must be whole, for `explain`

@@ -10,10 +10,10 @@ import torch
 from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
-from seqpar.partitioner.lengths import Length, product, total
+from seqpar.partitioner.lengths import Length, minus, product, simplify, total
 from seqpar.partitioner.op import bind_arguments, shape_of
 from seqpar.partitioner.relation import Relation
-from seqpar.runtime.halo import halo
+from seqpar.runtime.halo import halo, window
 from seqpar.runtime.statistics import deviation, deviation_and_mean, euclidean_norm, group_norm, variance, variance_and_mean
 from seqpar.runtime.strided import as_complex
 
@@ -191,7 +191,7 @@ def _repeat_interleave(emitter: Emitter, node: Node, relation: Relation) -> Call
 
 
 def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
-    """A convolution over a sharded dim reads its neighbours' rows, and no longer pads there."""
+    """A convolution over a sharded dim reads its neighbours' rows, or its window of a whole operand, and no longer pads there."""
     bound = bind_arguments(node)
     source = bound["input"]
     layout = emitter.view.required(node, relation, relation.operands.index(source))
@@ -199,11 +199,22 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     padding = list(bound["padding"]) if not isinstance(bound["padding"], int) else [bound["padding"]]
     spatial = len(bound["weight"].meta["val"].shape) - 2
     padding = padding * spatial if len(padding) == 1 else padding
-    for dim, (before, after) in relation.halo.items():
+    for dim in (*relation.halo, *relation.windows):
         if emitter.view.produced(node)[dim]:
-            x = emitter.call(halo, (x, dim, before, after), {"group": "sp"})
+            x = _surroundings(emitter, node, relation, x, dim)
             padding[dim - (len(layout) - spatial)] = 0
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
+
+
+def _surroundings(emitter: Emitter, node: Node, relation: Relation, x: Node, dim: int) -> Node:
+    """All that the local part of a result is made of along `dim`."""
+    if dim in relation.halo:
+        return emitter.call(halo, (x, dim, *relation.halo[dim]), {"group": "sp"})
+    needed, (atom,) = relation.windows[dim], emitter.view.produced(node)[dim]
+    parts, rank = emitter.view.parts(atom), emitter.view.rank
+    start, last = total(parts[:rank]), minus(total(parts[: rank + 1]), 1)
+    first, stop = (needed.stride * position + needed.first for position in (start, last))
+    return emitter.call(window, (x, dim, *(emitter.sizes.emit(simplify(n)) for n in (first, stop + needed.reach))), {})
 
 
 def _group_norm(emitter: Emitter, node: Node, relation: Relation) -> Call:

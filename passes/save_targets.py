@@ -17,7 +17,7 @@ from seqpar.runtime import attention, groups, halo, layout, opaque, ring, statis
 
 NAMESPACES = ("aten", "prims", "seqpar")
 RUNTIME = (
-    attention.causal_mask, attention.select_heads, groups.all_reduce, halo.halo, layout.first_rank, layout.gather, layout.shard, opaque.run_opaque,
+    attention.causal_mask, attention.select_heads, groups.all_reduce, halo.halo, halo.window, layout.first_rank, layout.gather, layout.shard, opaque.run_opaque,
     ring.ring_attention, ring.split_kv_attention, statistics.deviation, statistics.deviation_and_mean, statistics.euclidean_norm, statistics.group_norm,
     statistics.variance, statistics.variance_and_mean, strided.as_complex, switch.switch, ulysses.heads_to_seq, ulysses.seq_to_heads,
     zigzag.zigzag_attention,

@@ -1,4 +1,4 @@
-"""Rows of the neighbours: what a convolution over a sharded dim needs besides its own part."""
+"""Rows of the neighbours, and windows of a whole value: what a convolution over a sharded dim needs besides its own part."""
 
 import torch
 from torch import Tensor
@@ -28,3 +28,14 @@ def halo(x: Tensor, dim: int, before: int, after: int, *, group: Group) -> Tenso
     left = next(received) if rank > 0 else wire.new_zeros(with_dim(wire.shape, dim, before))
     right = next(received) if rank + 1 < size else wire.new_zeros(with_dim(wire.shape, dim, after))
     return from_wire(torch.cat([left, wire, right], dim), x.dtype)
+
+
+def window(x: Tensor, dim: int, start: int, stop: int) -> Tensor:
+    """[.., n, ..] -> [.., stop - start, ..]: positions start..stop of a whole value, zeros before its first and after its last one."""
+    first, last = (min(max(position, 0), x.shape[dim]) for position in (start, stop))
+    inside = x.narrow(dim, first, last - first)
+    if last - first == stop - start:
+        return inside
+    before = min(max(-start, 0), stop - start)
+    left, right = (x.new_zeros(with_dim(x.shape, dim, n)) for n in (before, stop - start - before - (last - first)))
+    return torch.cat([left, inside, right], dim)

@@ -88,6 +88,17 @@ class TemporalConvolution(Mechanism):
         return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
+class Shortened(Mechanism):
+    """A convolution with a stride makes one token of two before the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
+
+    def forward(self, x_BSD):
+        return self.mlp(self.attention(self.conv(x_BSD.transpose(1, 2)).transpose(1, 2)))
+
+
 class Positions(Mechanism):
     """Tables by position: embedding, index, gather; positions by arange and linspace."""
 
@@ -234,3 +245,16 @@ def test_really_sharded(mechanism):
     assert plan.comm_calls["all_to_all"] == 2 * sum(a.strategy == "ulysses" for a in plan.attention) + (mechanism in HALOS)
     assert plan.comm_calls["all_reduce"] == REDUCED.get(mechanism, 0)
     assert plan.comm_calls["all_gather"] == 1 + GATHERED.get(mechanism, 0)
+
+
+class ShortenedTail(Shortened):
+    """Only what comes after the first three of the shortened sequence attends: where it is cut, its positions lie in two places."""
+
+    def forward(self, x_BSD):
+        y = self.conv(x_BSD.transpose(1, 2)).transpose(1, 2)
+        return torch.cat([y[:, :3], self.mlp(self.attention(y[:, 3:]))], 1)
+
+
+def test_a_shortened_sequence_that_is_cut_in_two_is_right():
+    report = verify_traced(traced(ShortenedTail, 2, 41), ulysses=2, ring=1, machine=FREE_CALLS)
+    assert report.ok, report

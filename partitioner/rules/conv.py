@@ -1,4 +1,7 @@
-"""Convolutions: batch keeps its place; so does space where the length is kept, with the neighbours' positions as a halo."""
+"""Convolutions: batch keeps its place; so does space where the length is kept, with the neighbours' positions as a halo.
+
+Where the length changes (strides), parts of the result are made of windows of the whole operand.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 from seqpar.partitioner.lengths import same
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
-from seqpar.partitioner.relation import Rewrite
+from seqpar.partitioner.relation import Rewrite, Window
 
 aten = torch.ops.aten
 
@@ -29,8 +32,8 @@ def conv(op: Op) -> None:
         kernel, padding, dilation = op.shapes[weight][i + 2], setting("padding", i), setting("dilation", i)
         before, after = padding, dilation * (int(kernel) - 1) - padding
         if setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
-            continue
-        if not op.is_one(x, dim):
+            op.windows[dim] = Window(setting("stride", i), -padding, dilation * (int(kernel) - 1) + 1)
+        elif not op.is_one(x, dim):
             op.carry(x, dim, dim)
             if before or after:
                 op.halo[dim] = (before, after)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqpar.runtime.halo import halo
+from seqpar.runtime.halo import halo, window
 from seqpar.runtime.layout import parts_of, shard
 from seqpar.runtime.simulate import SimulatedWorld
 
@@ -28,3 +28,9 @@ def test_conv1d(ranks: int, kernel: int, padding: int, length: int) -> None:
 
     parts = SimulatedWorld(1, ranks).run([body(r) for r in range(ranks)])
     torch.testing.assert_close(torch.cat(parts, 2), whole)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (2, 5), (-2, 3), (5, 9), (-1, 10), (9, 12), (-3, -1)])
+def test_a_window_has_zeros_beyond_the_ends(start: int, stop: int) -> None:
+    x = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(window(x, 1, start, stop), F.pad(x, (0, 0, 5, 5))[:, start + 5 : stop + 5])
