@@ -22,6 +22,11 @@ from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
 
 OPTIONS = ("ulysses", "ring", "mesh", "backend")
+# Nodes know the module that made them, but not by which name a value went in, or as which output it came out.
+NO_PLAN = (
+    "backend 'seqpar' has no option sp_plan: Dynamo's graph does not say which value is which input or output of a module, so no entry could be placed in it. "
+    'Use seqpar.sp_compile(model, example_inputs, sp_plan=..., backend="inductor"), or write sp_shard(x, dim) and sp_gather(x, dim) into the model, which this backend reads'
+)
 # Attention is written with one of these; a graph with none of them has nothing to shard.
 ATTENTION_NAMES = ("scaled_dot_product_attention", "softmax", "attention")
 
@@ -44,6 +49,8 @@ class Options:
     def read(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> "Options":
         """Merge `options` and keyword arguments; an unknown name is an error."""
         given = {**(options or {}), **more}
+        if "sp_plan" in given:
+            raise SeqparError(NO_PLAN)
         unknown = sorted(given.keys() - set(OPTIONS))
         if unknown:
             raise SeqparError(f"backend 'seqpar' does not know the option(s) {unknown}; it has {list(OPTIONS)}")

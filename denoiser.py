@@ -66,7 +66,7 @@ def forward_replaced(module: torch.nn.Module, make: Callable[[Callable[..., Any]
 
 
 @contextlib.contextmanager
-def attribute_set(module: torch.nn.Module, name: str, value: Any) -> Iterator[None]:
+def attribute_set(module: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute in the instance's own dictionary for the time of the block."""
     missing = object()
     before = module.__dict__.get(name, missing)

@@ -28,6 +28,7 @@ from seqpar.passes.derive import Allowed, Problem
 from seqpar.passes.derive_reason import reason
 from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.progress import stage
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.trace import Traced, trace
 from seqpar.passes.triangle import simplify_masks
@@ -67,6 +68,8 @@ def derive_sp_plan(
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")
     if style == "cp_plan" and not has_context_parallelism(model):
         raise NoPlanError(f"{type(model).__name__} has no enable_parallelism: a cp_plan is for models of diffusers. Use style='sp_plan'")
+    if ulysses * ring == 1:
+        raise NoPlanError("one rank has nothing to split: derive a plan for ulysses=2 (or ring=2) or more; the same plan serves any number of ranks that it suits")
     args, kwargs = split_inputs(example_inputs)
     search = _Search(without_constants(model), args, kwargs, Degrees(ulysses, ring), style, machine)
     return search.run()
@@ -251,8 +254,11 @@ class _Search:
 
     def _holds(self, plan: dict[str, Any]) -> bool:
         """Whether the model computes the same with this plan; what goes wrong is kept in `refused`."""
-        if self.style == "sp_plan":
-            return self._compiles(plan)
+        with stage("solve", "trying a plan with entries for %d modules on %d ranks", len(plan), self.degrees.ranks):
+            return self._compiles(plan) if self.style == "sp_plan" else self._runs(plan)
+
+    def _runs(self, plan: dict[str, Any]) -> bool:
+        """Whether diffusers' hooks compute the same with it."""
         try:
             returned = run_hooked(self.model, self.args, self.kwargs, plan, ulysses=self.degrees.ulysses, ring=self.degrees.ring)
         except Exception as error:  # whatever the user's code raises on parts
@@ -264,7 +270,6 @@ class _Search:
                 self.refused.append(problem)
                 return False
         return True
-
 
     def _compiles(self, plan: dict[str, Any]) -> bool:
         """Whether the compiler accepts the plan as pins, and computes the same with it."""

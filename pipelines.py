@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from seqpar.compat import pytree
 from seqpar.compile import sp_compile
@@ -18,6 +19,7 @@ from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
 
 HANDLE = "_seqpar_handle"
+BAR_CONFIG = "_progress_bar_config"  # where diffusers keeps what set_progress_bar_config was given
 NEEDED = ("__call__", "components", "progress_bar")  # what is used of diffusers' DiffusionPipeline
 
 
@@ -209,7 +211,7 @@ def _pipelines(pipe: Any) -> dict[str, Any]:
     waiting = [""]
     while waiting:
         path = waiting.pop(0)
-        for name, part in vars(found[path]).items():
+        for name, part in getattr(found[path], "__dict__", {}).items():
             if isinstance(part, torch.nn.Module | type) or _missing(part) or any(part is known for known in found.values()):
                 continue
             where = f"{path}.{name}" if path else name
@@ -235,8 +237,10 @@ def _subclass(kind: type, handle: ParallelPipeline) -> type:
 
     @functools.wraps(kind.progress_bar)  # type: ignore[attr-defined]
     def progress_bar(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Every pipeline draws one around its denoising loop, and nowhere else.
-        return LoopBar(kind.progress_bar(self, *args, **kwargs), handle)  # type: ignore[attr-defined]
+        # Every pipeline draws one around its denoising loop, and nowhere else. Those of the other ranks would be drawn over the first one's.
+        hidden = {} if is_first_rank() else {"disable": True}
+        with attribute_set(self, BAR_CONFIG, {**getattr(self, BAR_CONFIG, {}), **hidden}):
+            return LoopBar(kind.progress_bar(self, *args, **kwargs), handle)  # type: ignore[attr-defined]
 
     def undo(self: Any) -> None:
         """Undo `seqpar.parallelize`."""
@@ -245,6 +249,11 @@ def _subclass(kind: type, handle: ParallelPipeline) -> type:
     methods = {"__call__": call, "progress_bar": progress_bar, "unparallelize": undo, HANDLE: handle}
     # The name is written into saved pipelines and looked up in tables.
     return type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__})
+
+
+def is_first_rank() -> bool:
+    """Of all processes, not only of those that share a sequence."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 class LoopBar:

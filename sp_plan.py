@@ -179,7 +179,8 @@ def validate_sp_plan(plan: SequenceParallelModelPlan) -> None:
         ValueError: a key or an entry has the wrong type or a wrong value; the text names it.
     """
     if not isinstance(plan, Mapping):
-        raise ValueError(f"a plan is a dict from module paths to entries, not a {type(plan).__name__}")
+        found = f"{plan!r} (the text 'model' stands for the model's own)" if isinstance(plan, str) else f"a {type(plan).__name__}"
+        raise ValueError(f"a plan is a dict from module paths to entries, not {found}")
     for path, entry in plan.items():
         if not isinstance(path, str):
             raise ValueError(f"keys of a plan are module paths such as 'blocks.0', not {path!r}")

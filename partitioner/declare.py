@@ -83,15 +83,7 @@ class DeclareProblem(LabelProblem):
 
     def solve_declared(self) -> Declared:
         """The least-cost labels; not feasible if some change is forbidden."""
-        for node, relation in self.inference.relations.items():
-            self._add_outputs(node, relation)
-            if node in self.exchanged:
-                self._add_mesh(node, relation)
-            else:
-                self._add_flows(node, relation)
-            if node in self.must:
-                self._require(node, relation)
-        self._add_whole_results()
+        self.build()
         if not self.strict:
             self._forget_prices()
         cost, answers = self.problem.solve()
@@ -143,7 +135,8 @@ class DeclareProblem(LabelProblem):
             return self.whole
         return self.vertices.get((origin(operand), dim, atom), self.whole)
 
-    def _add_flows(self, node: Node, relation: Relation) -> None:
+    def _add_operands(self, node: Node, relation: Relation) -> None:
+        """Everything flows as it is, but for what a mark may change."""
         out_dim = self.candidate(node)
         mark = self.marks.get(node)
         for i, operand in enumerate(relation.operands):
@@ -161,6 +154,7 @@ class DeclareProblem(LabelProblem):
                     self._connect(node, mark, operand, places[0], atom, target)
         if mark is not None:
             self._add_beginning(node, relation, mark, out_dim)
+        self._require(node, relation)
 
     def _add_needs(self, node: Node, relation: Relation, i: int, dim: int, out_dim: int | None) -> None:
         """Atoms of an operand that this node needs whole."""
@@ -223,7 +217,7 @@ class DeclareProblem(LabelProblem):
             return len(axis) == 1 or self.sizes.hint(self.table.length(atom)) % self.degrees.ranks == 0
         return partial and len(axis) == 1 and len(axis[0]) == 2 and axis[0][1] == atom
 
-    def _add_whole_results(self) -> None:
+    def _add_results(self) -> None:
         for node in self.inference.axes:
             readers = [user for user in node.users if user.op == "output"]
             dim = self.candidate(node) if readers else None
@@ -233,7 +227,7 @@ class DeclareProblem(LabelProblem):
                     self._forbid(vertex, self.whole, Violation(node, readers[0], "gather"))
 
     # -- attention ------------------------------------------------------------------------------------
-    def _add_mesh(self, node: Node, relation: Relation) -> None:
+    def _add_exchange(self, node: Node, relation: Relation) -> None:
         spec = relation.attention
         rows = len(self.inference.axes[node][0]) - 2
         for i, operand in enumerate(relation.operands):
@@ -243,6 +237,7 @@ class DeclareProblem(LabelProblem):
                 self._need_whole(node, operand, dim)
         self._tie_queries(node, relation, rows)
         self._tie_keys(node, relation)
+        self._require(node, relation)
 
     def _need_whole(self, node: Node, operand: Node, dim: int) -> None:
         for atom in self.atoms(origin(operand), dim):
@@ -314,7 +309,9 @@ class DeclareProblem(LabelProblem):
                 self._forbid(x, y, Violation(operand, node, change))
 
     def _require(self, node: Node, relation: Relation) -> None:
-        """The heaviest queries are sharded (of several parts of equal weight, the longest)."""
+        """The heaviest queries of an attention in `must` are sharded (of several parts of equal weight, the longest)."""
+        if node not in self.must:
+            return
         rows = len(self.inference.axes[node][0]) - 2
         atoms = heaviest_factor(self.inference, self.inference.axes[node][0][rows])
         atom = max(atoms, key=lambda a: (self.inference.sequences[a], self.sizes.hint(self.table.length(a))))

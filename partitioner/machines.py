@@ -52,7 +52,7 @@ def find_machine(hardware: str | Machine) -> Machine:
     if found is None:
         near = difflib.get_close_matches(_plain(hardware), known, n=1)
         hint = f"; did you mean {known[near[0]].name.split(',')[0]!r}?" if near else ""
-        raise MeshError(f"no hardware profile {hardware!r}{hint} Known: {', '.join(MACHINES)}. Or pass a seqpar.partitioner.cost.Machine with your own numbers")
+        raise MeshError(f"no hardware profile {hardware!r}{hint or '.'} Known: {', '.join(MACHINES)}. Or pass a seqpar.partitioner.cost.Machine with your own numbers")
     return found
 
 

@@ -91,10 +91,11 @@ class HookReading:
         before = {by for by in state.values() if by is not LOOSE}
         if before:
             first = Said.of(before.pop(), self.declared)
+            both = "one of the two entries" if first.where != said.where else f"an entry for {first.place.module} alone"
             raise said.error(
-                f"splits dim {dim} of {said.tensor}, which {first.where} has split already",
+                f"splits dim {dim} of {said.tensor}, which {first.where} has split already, at {first.tensor}",
                 self._text(node),
-                f"one of the two entries, or a gather between them; {first.where} is at {first.source}",
+                f"{both}, or a gather between them; the first is at {first.source}",
             )
         if kept_atoms(self.inference, node) is None:
             write = "the length of the text, where the sequence has a boundary"

@@ -92,7 +92,7 @@ class Declared(Marks):
             :1
         ]:
             self.problems.append(
-                f"{declared.where}: {place.module or 'the model'} returns {count} outputs, and the plan gathers {declared.count} ({place.source}). List one entry per output, None for one that is not gathered"
+                f"{declared.where}: {place.module or 'the model'} returns {count} output{'s' * (count != 1)}, and the plan gathers {declared.count} ({place.source}). List one entry per output, None for one that is not gathered"
             )
 
     def finish(self) -> None:
@@ -212,7 +212,7 @@ def sizes(value: Tensor) -> str:
 
 
 def describe(value: Any) -> str:
-    return f"a tensor {sizes(value)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return f"a tensor {sizes(value)}" if isinstance(value, Tensor) else "None" if value is None else f"a {type(value).__name__}"
 
 
 def listed(names: Iterable[str], limit: int = 12) -> str:

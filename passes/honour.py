@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from seqpar.errors import PlanError
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.marker import is_marker, pin_of
-from seqpar.partitioner.pins import is_pin, pinned_atoms
+from seqpar.partitioner.pins import is_pin, kept_atoms, pinned_atoms
 from seqpar.partitioner.solve import Solution
 from seqpar.passes.boundary import Boundary
 from seqpar.passes.contradictions import HookReading
@@ -98,8 +98,10 @@ def _outcome(node: Node, said: Said, inference: Inference, solution: Solution) -
             raise PlanError(f"{said.where} splits {said.tensor}, and the solver left it whole: please report this")
     split = [n for n in lengths.values() if n >= ranks]
     parts = " + ".join(f"{n}/{ranks}" if n >= ranks else f"{n}" for n in lengths.values())
+    text = [table.sizes.hint(table.length(a)) for a in kept_atoms(inference, node) or ()]
+    kept = f", the first {sum(text)} whole" if text else ""
     lines = [
-        f"{said.where}: split in dim {pin.split}, {parts} positions" if split else f"{said.where}: kept whole: {parts} positions, fewer than {ranks} ranks"
+        f"{said.where}: split in dim {pin.split}, {parts} positions{kept}" if split else f"{said.where}: kept whole: {parts} positions, fewer than {ranks} ranks"
     ]
     if said.entry is not None and said.entry.auto_pad and any(n % ranks for n in split):
         lines.append(f"{said.where}: auto_pad: nothing is padded, the parts have unequal lengths instead")

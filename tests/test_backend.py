@@ -90,6 +90,7 @@ def test_one_rank_is_the_inner_backend():
         ({"ulises": 2}, SeqparError, "ulises"),
         ({"ulysses": 0}, MeshError, "ulysses"),
         ({"backend": "seqpar"}, SeqparError, "inductor"),
+        ({"sp_plan": "model"}, SeqparError, r"no option sp_plan.*seqpar.sp_compile\(model, example_inputs, sp_plan=.*sp_shard"),
     ],
 )
 def test_options_are_checked(options, error, message):

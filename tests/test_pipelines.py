@@ -262,6 +262,17 @@ def test_only_what_is_called_in_the_loop_is_touched_and_only_during_calls(pipe):
     assert np.array_equal(draw(pipe, {"num_inference_steps": 2}), alone) and len(pipe.noted) == 1
 
 
+def test_only_the_first_rank_draws_its_bar(pipe, monkeypatch, capsys):
+    pipe.set_progress_bar_config(disable=False)
+    seqpar.parallelize(pipe)
+    draw(pipe, {})
+    assert "1/1" in capsys.readouterr().err
+    monkeypatch.setattr("seqpar.pipelines.is_first_rank", lambda: False)
+    draw(pipe, {})
+    assert capsys.readouterr().err == "" and pipe._progress_bar_config == {"disable": False}
+    without_bar(pipe)
+
+
 def test_a_pipeline_made_from_a_parallel_one_is_not_parallel(pipe):
     from diffusers import FluxImg2ImgPipeline
 

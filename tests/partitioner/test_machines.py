@@ -14,6 +14,8 @@ def test_names_are_forgiving_and_unknown_ones_are_told():
     assert find_machine(own) is own
     with pytest.raises(MeshError, match="no hardware profile 'H10'; did you mean 'H100'.* Known: H100, H200"):
         find_machine("H10")
+    with pytest.raises(MeshError, match=r"no hardware profile 'abacus'\. Known: H100"):
+        find_machine("abacus")
 
 
 def test_profiles_are_ordered_as_the_hardware_is():

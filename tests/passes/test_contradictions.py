@@ -97,7 +97,7 @@ def test_the_length_of_the_text(model, inputs, source):
     """A parameter of the model that is a tensor [batch, text, …] or an integer, or a number; with symbolic sizes too."""
     rope = {i: Partial(0, source, 2, True) for i in (0, 1)}
     report = seqpar.verify(model, {**inputs, "text_len": TEXT}, ulysses=2, dynamic=source == "text", sp_plan={**GOOD, "rope": rope})
-    assert report.ok and "plan['rope'][1]: split in dim 0, 9/2 positions" in report.plan.notes
+    assert report.ok and "plan['rope'][1]: split in dim 0, 9/2 positions, the first 4 whole" in report.plan.notes
 
 
 # what: changes of GOOD -> what the error says
@@ -111,7 +111,7 @@ WRONG = {
     "split missing": ({"blocks.0": {}, "rope": {}}, ["plan['proj_out'] gathers dim 1 of output 0 of proj_out, which nothing has split", "(2, 9, 6), its sequence is dim 1"]),
     "gather too early": ({"norm_out": Output(1)}, ["plan['proj_out'] gathers dim 1 of output 0 of proj_out, which nothing has split"]),
     "gather in another dim": ({"proj_out": Output(2, 3)}, ["gathers dim 2 of output 0 of proj_out, which is split in dim 1", "SequenceParallelOutput(gather_dim=1, expected_dims=3)"]),
-    "split twice": ({"blocks.*": {"hidden_states": Input(1, 3)}, "blocks.0": {}}, ["splits dim 1 of input 'hidden_states' of blocks.1, which plan['blocks.*']['hidden_states'] has split already"]),
+    "split twice": ({"blocks.*": {"hidden_states": Input(1, 3)}, "blocks.0": {}}, ["splits dim 1 of input 'hidden_states' of blocks.1, which plan['blocks.*']['hidden_states'] has split already, at input 'hidden_states' of blocks.0", "an entry for blocks.0 alone, or a gather between them"]),
     "text too short": ({"rope": {i: Partial(0, 3, 2, True) for i in (0, 1)}}, ["left whole, while plan['rope'][0] splits output 0 of rope over the same 1 positions"]),
 }  # fmt: skip
 

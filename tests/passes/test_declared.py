@@ -61,7 +61,7 @@ def test_paths():
         ({"alias": Output(1), "outputs.main": {0: Input(1, split_output=True)}}, r"the same tensor, output 0 of outputs.main, to gather and to split"),
         ({"blocks.0": {0: Input(1)}}, r"plan\['blocks.0'\]\[0\]: an index names an output, which needs split_output=True"),
         ("model", "sp_plan='model', but Model declares no plan"),
-        ("plan", "a plan is a dict from module paths to entries, not a str"),
+        ("plan", "a plan is a dict from module paths to entries, not 'plan' \\(the text 'model' stands for the model's own"),
     ],
 )
 def test_an_entry_that_means_nothing(plan, message):

@@ -23,12 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     named = models.resolve(args)
     found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style)
-    return show(args, declaration(args.style, found), plain(found))
-
-
-def declaration(style: str, plan: Mapping[str, Any]) -> str:
-    """The plan as it is written in a class."""
-    return "\n".join([f"_{style} = {{", *(f"    {path!r}: {entry!r}," for path, entry in plan.items()), "}"])
+    return show(args, seqpar.format_plan(found), plain(found))
 
 
 def plain(entry: Any) -> Any:
@@ -45,7 +40,7 @@ def plain(entry: Any) -> Any:
 COMMAND = Command(
     "derive-plan",
     "The smallest declared plan (_sp_plan of vLLM-Omni, _cp_plan of diffusers) that does what the compiler found, or why there is none.",
-    ("seqpar derive-plan tiny:wan --ulysses 2 --style cp_plan",),
+    ("seqpar derive-plan tiny:pattern-rope --ulysses 2", "seqpar derive-plan tiny:wan --ulysses 2 --height 64 --width 64 --style cp_plan"),
     add_arguments,
     run,
 )

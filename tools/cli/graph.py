@@ -7,14 +7,14 @@ from seqpar.errors import SeqparError
 from seqpar.tools.cli import models
 from seqpar.tools.cli.command import Command, add_degrees, add_json, show
 
-FORMATS = (".html", ".dot")
+FORMATS = (".html", ".svg", ".dot")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the mesh, the file."""
     models.add_arguments(parser)
     add_degrees(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".html: one page to look around in; .dot: for graphviz")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".html: one page to look around in; .svg: its pictures; .dot: for graphviz")
     add_json(parser)
 
 
@@ -23,12 +23,14 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     if args.output.suffix not in FORMATS:
-        raise SeqparError(f"cannot draw {args.output.name!r}: use a name that ends in {' or '.join(FORMATS)}")
+        raise SeqparError(f"cannot draw {args.output.name!r}: use a name that ends in {', '.join(FORMATS)}")
     named = models.resolve(args)
     plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".html":
         plan.to_html(args.output)
+    elif args.output.suffix == ".svg":
+        plan.to_svg(args.output)
     else:
         args.output.write_text(plan.to_dot())
     size = args.output.stat().st_size
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "graph",
-    "Draw the plan: an HTML page without network, or a DOT file.",
+    "Draw the plan: an HTML page without network, an SVG picture, or a DOT file.",
     ("seqpar graph tiny:flux --ulysses 2 --ring 2 --output plan.html", "seqpar graph tiny:wan --ring 2 --output plan.dot"),
     add_arguments,
     run,

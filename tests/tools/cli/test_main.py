@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 import seqpar
-import seqpar.sp_plan
 from seqpar.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from seqpar.tools.cli.main import COMMANDS, main, parser
 
@@ -60,48 +59,32 @@ def test_verify(capsys, monkeypatch):
     assert data["ok"] is False and data["first_divergence"] == "mm" and data["world_size"] == 2
 
 
-class Answer:
-    """Stands for what a function of seqpar returns."""
-
-    def __init__(self, *call):
-        self.call = call
-
-    def __str__(self):
-        return f"answer to {self.call}"
-
-    def to_dict(self):
-        return {"call": self.call}
+def test_suggest(capsys):
+    text = output_of(capsys, "suggest", *SMALL, "--world-size", 2)
+    assert text.startswith("2 ranks, H100") and "ulysses 1 x ring 2" in text and text.endswith("recommended: stay on one device\n")
+    data = json.loads(output_of(capsys, "suggest", *SMALL, "--world-size", 2, "--hardware", "rtx4090", "--json"))
+    assert data["machine"]["name"].startswith("RTX 4090") and [(row["ulysses"], row["ring"]) for row in data["rows"]] == [(1, 1), (2, 1), (1, 2)]
+    assert data["best"] == data["rows"][0] and all(row["received"] > 0 for row in data["rows"][1:])
 
 
-def test_suggest(capsys, monkeypatch):
-    monkeypatch.setattr(seqpar, "suggest", lambda model, inputs, world_size, **more: Answer(type(model).__name__, world_size, more), raising=False)
-    assert "answer to ('StandardTransformer', 4, {})" in output_of(capsys, "suggest", *SMALL, "--world-size", 4)
-    assert json.loads(output_of(capsys, "suggest", *SMALL, "--world-size", 2, "--hardware", "H100", "--json"))["call"][1:] == [2, {"hardware": "H100"}]
+def test_derive_plan(capsys):
+    written = {}
+    exec(output_of(capsys, "derive-plan", *SMALL, "--ring", 2), written)
+    assert written["_sp_plan"] == {"blocks.0": {"x_BSC": SequenceParallelInput(1, 3)}, "proj_out": SequenceParallelOutput(1, 3)}
+    data = json.loads(output_of(capsys, "derive-plan", "tiny:pattern-unified", *SMALL[1:], "--ulysses", 2, "--json"))
+    table = {"kind": "SequenceParallelInput", "split_dim": 1, "expected_dims": 3, "split_output": False, "auto_pad": False}
+    assert data["blocks.*"] == {"tables": [table, table]} and data["blocks.0"] == {"x_BSC": table}
+    assert data["blocks.1"] == {"kind": "SequenceParallelOutput", "gather_dim": 1, "expected_dims": 3}
 
 
-def test_derive_plan(capsys, monkeypatch):
-    calls = []
-
-    def derive(model, inputs, **options):
-        calls.append((sorted(inputs)[0], options))
-        return {"rope": {0: SequenceParallelInput(1, 4, split_output=True)}, "proj_out": (SequenceParallelOutput(1), None)}
-
-    monkeypatch.setattr(seqpar, "derive_sp_plan", derive, raising=False)
-    data = json.loads(output_of(capsys, "derive-plan", *SMALL, "--ulysses", 2, "--style", "cp_plan", "--json"))
-    assert calls == [("hidden_states", {"ulysses": 2, "ring": 1, "style": "cp_plan"})]
-    assert data["rope"]["0"] == {"kind": "SequenceParallelInput", "split_dim": 1, "expected_dims": 4, "split_output": True, "auto_pad": False}
-    assert data["proj_out"] == [{"kind": "SequenceParallelOutput", "gather_dim": 1, "expected_dims": None}, None]
-    text = output_of(capsys, "derive-plan", *SMALL, "--ring", 2)
-    name, _, value = text.partition(" = ")
-    assert name == "_sp_plan" and eval(value, vars(seqpar.sp_plan)) == derive(None, {"x": 1})
-
-
-def test_graph(capsys, monkeypatch, tmp_path):
-    plan = SimpleNamespace(to_html=lambda path: path.write_text("<html>"), to_dot=lambda: "digraph {}")
-    monkeypatch.setattr(seqpar, "plan", lambda *_, **degrees: plan)
-    assert f"{tmp_path}/new/plan.html  (6 bytes)" in output_of(capsys, "graph", *SMALL, "--output", tmp_path / "new/plan.html")
-    data = json.loads(output_of(capsys, "graph", *SMALL, "--output", tmp_path / "plan.dot", "--json"))
-    assert data == {"output": str(tmp_path / "plan.dot"), "bytes": 10} and (tmp_path / "plan.dot").read_text() == "digraph {}"
+def test_graph(capsys, tmp_path):
+    page, picture, dot = tmp_path / "new" / "plan.html", tmp_path / "plan.svg", tmp_path / "plan.dot"
+    assert output_of(capsys, "graph", *SMALL, "--ulysses", 2, "--output", page) == f"{page}  ({page.stat().st_size:,} bytes)\n"
+    assert "<svg" in page.read_text() and "seq_to_heads" in page.read_text()
+    output_of(capsys, "graph", *SMALL, "--ulysses", 2, "--output", picture)
+    assert picture.read_text().startswith("<svg") and "seq_to_heads" in picture.read_text()
+    data = json.loads(output_of(capsys, "graph", *SMALL, "--ring", 2, "--output", dot, "--json"))
+    assert data == {"output": str(dot), "bytes": dot.stat().st_size} and dot.read_text().startswith("digraph")
 
 
 def test_text_to_image(capsys, monkeypatch):
@@ -120,7 +103,11 @@ def test_errors_are_one_line(capsys, tmp_path):
     for arguments, message in (
         (["explain", "tiny:nonsense"], "no model family 'nonsense'"),
         (["explain", *SMALL, "--ulysses", "64"], "attention heads"),
-        (["graph", *SMALL, "--output", "plan.pdf"], "ends in .html or .dot"),
+        (["graph", *SMALL, "--output", "plan.pdf"], "ends in .html, .svg, .dot"),
+        (["derive-plan", *SMALL], "one rank has nothing to split"),
+        (["derive-plan", *SMALL, "--ulysses", "2", "--style", "cp_plan"], "a cp_plan is for models of diffusers"),
+        (["suggest", *SMALL, "--world-size", "0"], "world_size must be an integer >= 1, not 0"),
+        (["suggest", *SMALL, "--world-size", "2", "--hardware", "abacus"], "no hardware profile 'abacus'"),
     ):
         assert main(arguments) == 1
         errors = capsys.readouterr().err
