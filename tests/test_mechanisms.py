@@ -258,3 +258,15 @@ class ShortenedTail(Shortened):
 def test_a_shortened_sequence_that_is_cut_in_two_is_right():
     report = verify_traced(traced(ShortenedTail, 2, 41), ulysses=2, ring=1, machine=FREE_CALLS)
     assert report.ok, report
+
+
+class GroupedBesideWhole(Grouped):
+    """Group norm over tokens of which the first two, fewer than the ranks, are on every rank: statistics must count them once."""
+
+    def step(self, x):
+        return super().step(torch.cat([3 + x[:, :2], x[:, 2:]], 1))
+
+
+def test_statistics_count_what_every_rank_has_once():
+    report = verify_traced(traced(GroupedBesideWhole, 1, 41), ulysses=3, ring=1, machine=FREE_CALLS)
+    assert report.ok, report

@@ -34,7 +34,6 @@ ULYSSES = ("tests/runtime/test_ulysses.py",)
 HALO = ("tests/runtime/test_halo.py",)
 LENGTHS = ("tests/partitioner/test_lengths.py", "tests/partitioner/test_layout.py", "tests/test_symbolic.py::test_one_partition_serves_three_resolutions")
 ATOMS = ("tests/partitioner/test_atoms.py", "tests/partitioner/test_infer.py")
-LABELS = ("tests/partitioner/test_labels.py", "tests/partitioner/test_chains.py", "check_rules matmul einsum sum view")
 RECOGNISE = ("tests/passes/test_recognise.py",)
 REPLAY = ("tests/test_respecialise.py", "tests/passes/test_replay.py")
 SYMBOLIC = ("tests/test_symbolic.py::test_lengths_shorter_than_the_ranks_do_not_fit_the_program", "tests/passes/test_trace.py")
@@ -97,10 +96,10 @@ EMIT_MUTANTS = (
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
     Mutant("a switch goes to the parts it comes from", "passes/turn.py", "parts(source, have), index[target]", "parts(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
-    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/labels.py", "return (atom,) in axis", "return True", ("tests/partitioner/test_labels.py", "tests/partitioner/test_rules.py")),
-    Mutant("parts too short for a halo are cut", "partitioner/labels.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", (*HALO, *LABELS, "tests/fuzz/test_programs.py")),
-    Mutant("an atom in two places of a dim is cut", "partitioner/labels.py", "return found - unclear", "return found", (*LABELS, "tests/fuzz/test_programs.py")),
-    Mutant("a part of a dim is reduced", "partitioner/labels.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", (*LABELS, "tests/fuzz/test_programs.py")),
+    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/labels.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
+    Mutant("parts too short for a halo are cut", "partitioner/labels.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", ("check_rules conv1d",)),
+    Mutant("an atom in two places of a dim is cut", "partitioner/labels.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
+    Mutant("a part of a dim is reduced", "partitioner/labels.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", ("tests/partitioner/test_chains.py::test_every_choice_of_sequences_is_right",)),
 )  # fmt: skip
 
 RUNTIME_MUTANTS = (

@@ -375,7 +375,7 @@ def convolutions(m: Maker) -> list[Row]:
     x, grid, square = m.f(4, 3, 12), m.f(2, 3, 7, 12), m.f(4, 4, 1)
     return [
         (aten.conv1d.default, (x, m.f(5, 3, 1), m.f(5))),
-        (aten.conv1d.default, (x, m.f(5, 3, 3), None, [1], [1])),
+        (aten.conv1d.default, (x, m.f(5, 3, 5), None, [1], [4], [2])),
         (aten.conv1d.default, (m.f(3, 7), m.f(5, 3, 1))),
         (aten.conv1d.default, (square, square)),
         (aten.conv1d.default, (m.f(3, 17), m.f(5, 3, 2), None, [3], [2], [3])),

@@ -67,6 +67,19 @@ def test_wrong_rules_are_found(monkeypatch, target, args, wrong_rule):
     assert verdict.claims and verdict.wrong
 
 
+def test_one_sequence_in_two_places_of_an_operand_is_not_cut(monkeypatch):
+    """A part of a diagonal is made of a part of the rows and of the columns; which of them to cut would be left open."""
+
+    def diagonal(op):
+        op.carry(0, 0, 0)
+        op.carry(0, 1, 0)
+
+    monkeypatch.setitem(registry._rules, aten.diagonal.default, diagonal)
+    verdict = Verdict("aten.diagonal.default", "planted")
+    check_sample(Sample(aten.diagonal.default, (torch.randn(12, 12),), {}), verdict)
+    assert verdict.samples == 1 and not verdict.claims and not verdict.wrong
+
+
 def test_what_is_not_claimed_is_reported(monkeypatch):
     monkeypatch.setitem(registry._rules, aten.neg.default, lambda op: None)
     verdict = Verdict("aten.neg.default", "planted")
