@@ -89,7 +89,7 @@ def suggest(
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         world_size: devices at hand; splits that divide it are tried, "stay on one device" among them.
-        hardware: a name of `seqpar.partitioner.machines.MACHINES` ("H100", "A100", "L40", "4090", …) or a `Machine`.
+        hardware: a name of `seqpar.partitioner.machines.MACHINES` ("H100", "A100", "L40", "4090", …), a profile `NAME.json` of `seqpar.tools.calibrate`, or a `Machine`.
 
     Raises:
         MeshError: no such hardware, or `world_size` is not a positive integer.

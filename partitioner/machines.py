@@ -1,15 +1,19 @@
 """Hardware by name: what one rank of a machine reaches, for predictions (`seqpar.suggest`).
 
 Rates are for 16-bit floating point: about 40 % of the published dense peak, and a third of the published one-way bandwidth of the
-link (consumer boards without peer access go through host memory). They rank meshes; they are no benchmark. Pass a `Machine` with measured
-numbers where it matters.
+link (consumer boards without peer access go through host memory). They rank meshes; they are no benchmark. Where it matters pass a `Machine`, or the path of
+a profile that `python -m seqpar.tools.calibrate` has measured.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
@@ -39,21 +43,53 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
 )
 
 
-def find_machine(hardware: str | Machine) -> Machine:
-    """The machine called `hardware` (capitals, spaces and a leading "RTX" do not matter), or the `Machine` given.
+PROFILE = "seqpar_machine"  # the key that says what a file is; its value is the version of the format
+MEASURED = ("flops_per_s", "bytes_per_s", "latency_s", "memory_bytes")
+
+
+def find_machine(hardware: str | Path | Machine) -> Machine:
+    """The machine called `hardware` (capitals, spaces and a leading "RTX" do not matter), that of a profile `NAME.json`, or the `Machine` given.
 
     Raises:
-        MeshError: no machine has this name; the message lists those that do.
+        MeshError: no machine has this name (the message lists those that do), or the file is no profile.
     """
     if isinstance(hardware, Machine):
         return hardware
+    if isinstance(hardware, Path) or hardware.endswith(".json"):
+        return read_machine(Path(hardware))
     known = {_plain(name): machine for name, machine in MACHINES.items()}
     found = known.get(_plain(hardware))
     if found is None:
         near = difflib.get_close_matches(_plain(hardware), known, n=1)
         hint = f"; did you mean {known[near[0]].name.split(',')[0]!r}?" if near else ""
-        raise MeshError(f"no hardware profile {hardware!r}{hint or '.'} Known: {', '.join(MACHINES)}. Or pass a seqpar.partitioner.cost.Machine with your own numbers")
+        raise MeshError(f"no hardware profile {hardware!r}{hint or '.'} Known: {', '.join(MACHINES)}. Or pass a seqpar.partitioner.cost.Machine with your own numbers, or a file of python -m seqpar.tools.calibrate")
     return found
+
+
+def write_machine(path: Path, machine: Machine, measured: Mapping[str, Any] | None = None) -> None:
+    """A profile (JSON) that `find_machine` reads. measured: what its numbers come from, for people."""
+    numbers = {key: getattr(machine, key) for key in MEASURED if math.isfinite(getattr(machine, key))}
+    path.write_text(json.dumps({PROFILE: 1, "name": machine.name, **numbers, "measured": dict(measured or {})}, indent=1))
+
+
+def read_machine(path: Path) -> Machine:
+    """The machine of a profile: operations per second, bytes per second, seconds, bytes. memory_bytes may be missing: unknown.
+
+    Raises:
+        MeshError: there is no such file, it is no profile, or a number makes no sense.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MeshError(f"cannot read the hardware profile {path}: {error}") from error
+    if not isinstance(data, dict) or data.get(PROFILE) != 1:
+        raise MeshError(f"{path} is no hardware profile of this version (no {PROFILE!r}: 1): make one with python -m seqpar.tools.calibrate --write {path.name}")
+    numbers: dict[str, Any] = {key: data.get(key) for key in MEASURED if key in data or key != "memory_bytes"}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and key != "latency_s"):
+            raise MeshError(f"{path}: {key} must be a positive number, not {value!r}")
+    rates: dict[str, Any] = {key: float(value) for key, value in numbers.items()}
+    return Machine(name=str(data.get("name", path.stem)), **rates)
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass_type
 
 from seqpar.compat import TorchDispatchMode, pytree
 
@@ -36,6 +37,8 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self._now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # what it wraps is seen instead
         result = func(*args, **(kwargs or {}))
         self.see(result)
         return result

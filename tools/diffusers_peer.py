@@ -20,15 +20,15 @@ from seqpar.errors import SeqparError
 from seqpar.runtime.attention import attend
 
 
-def enable(model: nn.Module, ulysses: int, ring: int, mesh: DeviceMesh, plan: dict[str, Any] | None = None) -> nn.Module:
+def enable(model: nn.Module, ulysses: int, ring: int, mesh: DeviceMesh, plan: dict[str, Any] | None = None, **options: Any) -> nn.Module:
     """`model` itself, parallelised in place by diffusers over `mesh` (dims "ring" and "ulysses"); call it within `adapted()`.
 
-    plan: a `_cp_plan` in place of the class's own.
+    plan: a `_cp_plan` in place of the class's own. options: more of its ContextParallelConfig, `ulysses_anything=True` for example.
     """
     from diffusers import ContextParallelConfig
 
     with mock.patch.object(torch.accelerator, "device_count", lambda: 1):
-        model.enable_parallelism(config=ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=mesh), cp_plan=plan)  # type: ignore[operator]
+        model.enable_parallelism(config=ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=mesh, **options), cp_plan=plan)  # type: ignore[operator]
     return model
 
 

@@ -83,8 +83,15 @@ def count_each_kind():
         wait(start_all_gather(x, group))
         all_reduce(x, "sum", group)
         dist.all_gather([torch.empty(8) for _ in range(4)], x)
+        wait(torch.ops._c10d_functional.all_to_all_single(x.view(4, 2), [1, 1, 1, 1], [1, 1, 1, 1], group))
+        dist.all_to_all_single(torch.empty(4, 2), x.view(4, 2))
+        dist.all_to_all_single(torch.empty(8), x, [2, 2, 2, 2], [2, 2, 2, 2])
     with CollectiveCounter(ring_group=group) as ring:
         wait(start_ring_exchange(x, 8, group))
+        rank = dist.get_rank()
+        neighbours = [dist.P2POp(dist.isend, x, (rank + 1) % 4), dist.P2POp(dist.irecv, torch.empty(8), (rank - 1) % 4)]
+        for request in dist.batch_isend_irecv(neighbours):
+            request.wait()
         with pytest.raises(NotImplementedError, match="broadcast"):
             dist.broadcast(x, 0)
     return counter.traffic, ring.traffic
@@ -92,6 +99,6 @@ def count_each_kind():
 
 def test_every_kind_is_counted_and_unknown_ones_are_refused(ranks):
     for traffic, ring in ranks.run(count_each_kind):
-        assert traffic.bytes == {"all_to_all": 24, "ring": 0, "all_gather": 192, "all_reduce": 48}
-        assert traffic.calls == {"all_to_all": 1, "ring": 0, "all_gather": 2, "all_reduce": 1}
-        assert ring.bytes["ring"] == 32 and ring.calls["ring"] == 1
+        assert traffic.bytes == {"all_to_all": 96, "ring": 0, "all_gather": 192, "all_reduce": 48}
+        assert traffic.calls == {"all_to_all": 4, "ring": 0, "all_gather": 2, "all_reduce": 1}
+        assert ring.bytes["ring"] == 64 and ring.calls["ring"] == 2

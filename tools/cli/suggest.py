@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, how many ranks, and what they are."""
     models.add_arguments(parser)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="ranks there are")
-    parser.add_argument("--hardware", metavar="NAME", help="what the ranks are (H100, A100, …; default H100)")
+    parser.add_argument("--hardware", metavar="NAME", help="what the ranks are (H100, A100, …, or a file of seqpar.tools.calibrate; default H100)")
     add_json(parser)
 
 
