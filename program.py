@@ -1,5 +1,7 @@
 """One emitted program: what it takes and returns, when it may be used, and how it runs."""
 
+import io
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +41,22 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """Where in a file a program came from: with the programs of the other ranks, which this process has not. file: all its bytes, compressed."""
+
+    file: bytes
+    name: str
+
+    def members(self, name: str) -> dict[str, bytes]:
+        """All that belongs to the program, under another name."""
+        with zipfile.ZipFile(io.BytesIO(self.file)) as archive:
+            own = [member for member in archive.namelist() if member.startswith((f"{self.name}.", f"{self.name}/"))]
+            return {name + member.removeprefix(self.name): archive.read(member) for member in own}
+
+
+@dataclass(frozen=True)
 class Program:
-    """One emitted program. traced: what it was made from; None for a program from a file.
+    """One emitted program. traced: what it was made from; saved: the file it came from instead.
 
     Shapes: `run` takes the global tensors of the placeholders of `gm` and returns the flat outputs of the model, whole.
     """
@@ -52,6 +68,7 @@ class Program:
     split: bool = False  # over several ranks
     rank: int = 0  # whose program it is, in the sequence mesh
     traced: Traced | None = None
+    saved: Saved | None = None
 
     @property
     def symbolic(self) -> bool:

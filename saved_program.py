@@ -6,6 +6,7 @@ After:  {"calls.json": signatures, "program0.json": sizes, plan, guard, …, "pr
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from seqpar.errors import SavedProgramError
 from seqpar.module import Loaded, SequenceParallelModule, Specialisation
 from seqpar.passes.arguments import Call
 from seqpar.passes.bind import axes_used, bind_groups
+from seqpar.passes.from_dict import read_dataclass
+from seqpar.passes.inspector import Kept
 from seqpar.passes.plan import Plan
 from seqpar.passes.read_guard import ReadGuard
 from seqpar.passes.replay import Record
@@ -22,7 +25,7 @@ from seqpar.passes.save_graph import Constants, plain_name, read_constants, read
 from seqpar.passes.save_sizes import read_sizes, write_sizes
 from seqpar.passes.save_values import Codec, read_spec, read_tensor, write_spec, write_tensor
 from seqpar.passes.trace import Mutation
-from seqpar.program import Interface, Program
+from seqpar.program import Interface, Program, Saved
 from seqpar.runner import Runner
 from seqpar.signature import Signature
 
@@ -35,8 +38,8 @@ FORMS = (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionE
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write_module(compiled: SequenceParallelModule, codec: Codec, ranks: int) -> tuple[Members, Raw]:
-    """JSON members and raw members of all programs.
+def write_module(compiled: SequenceParallelModule, codec: Codec, ranks: int, pictures: bool = True) -> tuple[Members, Raw]:
+    """JSON members and raw members of all programs. pictures: with what `explain()` and `to_html()` need beside the plan.
 
     Raises:
         SavedProgramError: something in them cannot be written.
@@ -56,7 +59,13 @@ def write_module(compiled: SequenceParallelModule, codec: Codec, ranks: int) -> 
     members: Members = {"calls.json": calls}
     raw: Raw = {}
     for i, program in enumerate(programs):
-        write_program(f"program{i}", program, codec, ranks, members, raw)
+        if program.saved is not None:
+            raw.update(program.saved.members(f"program{i}"))
+        else:
+            write_program(f"program{i}", program, codec, ranks, members, raw)
+            if pictures:
+                inspector = program.plan.inspector
+                members[f"program{i}/pictures.json"] = Kept(inspector.details, inspector.drawing).to_dict()
     return members, raw
 
 
@@ -73,8 +82,6 @@ def write_call(call: Call, codec: Codec) -> dict[str, Any]:
 
 def write_program(name: str, program: Program, codec: Codec, ranks: int, members: Members, raw: Raw) -> None:
     interface = program.interface
-    if program.plan.inspector is None:
-        raise SavedProgramError("this module was loaded from a file, which holds the programs of other ranks as well: copy that file")
     if interface.states:
         names = ", ".join(write.argument for write in interface.states)
         raise SavedProgramError(f"the model assigns attributes of the objects in its argument {names}: such a program cannot be saved")
@@ -107,15 +114,15 @@ def write_guard(guard: ReadGuard, constants: Constants, name: str, raw: Raw) -> 
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_module(json: Reader, raw: Callable[[str], bytes], model: torch.nn.Module, builder: Compiler, codec: Codec) -> Loaded:
-    """The programs of this rank.
+def read_module(file: bytes, json: Reader, raw: Callable[[str], bytes], model: torch.nn.Module, builder: Compiler, codec: Codec) -> Loaded:
+    """The programs of this rank. file: the whole of it, which the programs keep to be saved again.
 
     Raises:
         SavedProgramError: the data does not describe programs of this model.
     """
     try:
         calls = json("calls.json")
-        programs = [read_program(f"program{i}", json, raw, model, builder, codec) for i in range(calls["programs"])]
+        programs = [replace(read_program(f"program{i}", json, raw, model, builder, codec), saved=Saved(file, f"program{i}")) for i in range(calls["programs"])]
         call = read_call(calls["example"], inspect.signature(model.forward), codec)
         found = []
         for i, entry in enumerate(calls["signatures"]):
@@ -152,7 +159,8 @@ def read_program(name: str, json: Reader, raw: Callable[[str], bytes], model: to
     gm = unbound if builder.mesh is None else bind_groups(unbound, builder.mesh)
     opaque = bool(data["constants"]["calls"])
     run = Runner(gm, builder.compiled(not opaque, interface.symbolic))
-    return Program(interface, gm, run, Plan.from_dict(data["plan"]), split, rank)
+    plan = replace(Plan.from_dict(data["plan"]), kept=read_dataclass(Kept, json(f"{name}/pictures.json")))
+    return Program(interface, gm, run, plan, split, rank)
 
 
 def check_outputs(gm: torch.fx.GraphModule, names: tuple[str, ...], results: int, mutations: tuple[Mutation, ...], model: torch.nn.Module) -> None:

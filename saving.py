@@ -25,7 +25,7 @@ from seqpar.module import SequenceParallelModule, first_parameter
 from seqpar.passes.save_values import Codec
 from seqpar.saved_program import read_module, write_module
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "seqpar.json"
 MAX_BYTES = 8 << 30  # unpacked
 
@@ -40,12 +40,13 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     if not isinstance(builder, Compiler):
         raise SavedProgramError("only what sp_compile returned can be saved")
     codec = Codec(device_of(model))
-    content, raw = write_module(compiled, codec, builder.ulysses * builder.ring)
+    first = builder.mesh is None or builder.mesh.rank == 0
+    content, raw = write_module(compiled, codec, builder.ulysses * builder.ring, pictures=first)
     header = {
         "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
         "dynamic": builder.dynamic, "backend": builder.backend, "model": model_facts(model),
     }  # fmt: skip
-    if builder.mesh is not None and builder.mesh.rank > 0:
+    if not first:
         return
     target = Path(path)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -93,7 +94,7 @@ def load(
         builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"])
         try:
             check_model(header, model, path)
-            loaded = read_module(archive.json, archive.bytes, model, builder, Codec(device_of(model)))
+            loaded = read_module(archive.data, archive.json, archive.bytes, model, builder, Codec(device_of(model)))
         except Exception as error:
             builder.tell_failure(error)
             raise
@@ -130,9 +131,10 @@ def check_model(header: dict[str, Any], model: torch.nn.Module, path: Any) -> No
 
 @dataclass(frozen=True)
 class Archive:
-    """An opened file. digest: of its bytes."""
+    """An opened file. data: its bytes; digest: of them."""
 
     zip: zipfile.ZipFile
+    data: bytes
     digest: str
 
     def bytes(self, name: str) -> bytes:
@@ -155,6 +157,6 @@ def opened(path: Any) -> Iterator[Archive]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
                 raise SavedProgramError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB")
-            yield Archive(archive, hashlib.sha256(data).hexdigest())
+            yield Archive(archive, data, hashlib.sha256(data).hexdigest())
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SavedProgramError(f"{path} is no file of programs, or is damaged: {type(error).__name__}: {error}") from None

@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(left: Plan, right: Plan) -> Comparison:
-    """All numbers of two plans; memory where both have an inspector."""
+    """All numbers of two plans; memory where it is known."""
     rows = [Row(name, unit, read(left), read(right)) for name, unit, read in _numbers()]
     rows = [r for r in rows if r.left or r.right]
     return Comparison(_name(left), _name(right), tuple(rows), tuple(_differences(left, right)))
@@ -49,7 +49,7 @@ def compare(left: Plan, right: Plan) -> Comparison:
 
 def _numbers() -> list[tuple[str, str, Callable[[Plan], float | None]]]:
     def memory(plan: Plan) -> float | None:
-        return None if plan.inspector is None else plan.inspector.memory.peak
+        return plan.inspector.memory.peak if plan.inspector is not None else plan.kept.details.memory.peak if plan.kept is not None else None
 
     def received(kind: str) -> Callable[[Plan], float]:
         return lambda plan: plan.comm_bytes_per_rank[kind]

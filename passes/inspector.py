@@ -12,6 +12,7 @@ from torch.fx import Node
 from seqpar.partitioner.alternatives import Alternative, alternatives, attention_seconds
 from seqpar.partitioner.cost import node_work
 from seqpar.partitioner.solve import classes
+from seqpar.passes.drawing import Drawing, drawing
 from seqpar.passes.memory import Memory, peak_bytes, weight_bytes
 from seqpar.passes.plan_of import example_of, whole_flops
 from seqpar.passes.stages import Stage, stages_of
@@ -50,6 +51,18 @@ class Details:
         }
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Answers as plain data, for a plan without its graph."""
+
+    details: Details
+    drawing: Drawing
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict.read_dataclass` is the inverse."""
+        return {"details": self.details.to_dict(), "drawing": asdict(self.drawing)}
+
+
 class Inspector:
     """Answers questions about one partitioned model. It keeps the traced graph, and with it the model's weights, but no inputs."""
 
@@ -78,6 +91,11 @@ class Inspector:
         found = self.partitioned
         stages = stages_of(found, self.rank, whole_flops(found), found.machine)
         return Details(self.rank, stages, self.memory, found.solution.labels.cost, self._seconds(), self._runners_up())
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """What a picture shows."""
+        return drawing(self.partitioned)
 
     def _runners_up(self) -> dict[str, tuple[Alternative, ...]]:
         found, machine = self.partitioned, self.partitioned.machine

@@ -11,7 +11,8 @@ from seqpar.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from seqpar.passes.compare import Comparison
-    from seqpar.passes.inspector import Details, Inspector
+    from seqpar.passes.drawing import Drawing
+    from seqpar.passes.inspector import Details, Inspector, Kept
     from seqpar.passes.why import Why
 
 
@@ -48,6 +49,7 @@ class Plan:
     kind of collective, "hidden" (of the ring, behind attention) and "total", see `estimate`; predicted_alone: of one process.
 
     inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
+    kept: what a file of programs keeps of those answers.
 
     Invariants: `flops_per_rank` has one entry per rank.
     """
@@ -67,6 +69,7 @@ class Plan:
     predicted_seconds: Mapping[str, float] = field(default_factory=dict)
     predicted_alone: float = 0.0
     inspector: Inspector | None = field(default=None, compare=False, repr=False)
+    kept: Kept | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert len(self.flops_per_rank) == self.world_size
@@ -86,7 +89,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; without what the inspector knows (`details.to_dict()`)."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inspector"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("inspector", "kept")}
         return {
             "world_size": self.world_size,
             "sharded_flop_fraction": self.sharded_flop_fraction,
@@ -103,8 +106,9 @@ class Plan:
 
     @property
     def details(self) -> Details | None:
-        """Stages, memory, runners-up: made on first use and kept; None for a plan that was loaded or sent from elsewhere."""
-        return None if self.inspector is None else self.inspector.details
+        """Stages, memory, runners-up: made on first use and kept; None for a plan that was made from a dict or sent from elsewhere."""
+        known = self.inspector or self.kept
+        return None if known is None else known.details
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
@@ -145,7 +149,7 @@ class Plan:
         """The program of one rank in the language of graphviz, blocks folded where they repeat.
 
         Raises:
-            UnsupportedError: the plan was loaded or sent from another process.
+            UnsupportedError: the plan was made from a dict or sent from another process.
         """
         from seqpar.passes.draw_dot import to_dot
 
@@ -155,7 +159,7 @@ class Plan:
         """Write one page with the same picture, bars per rank, details and a search; it needs nothing else, and no network.
 
         Raises:
-            UnsupportedError: the plan was loaded or sent from another process.
+            UnsupportedError: the plan was made from a dict or sent from another process.
         """
         from seqpar.passes.draw_html import to_html
 
@@ -166,15 +170,14 @@ class Plan:
         """Write the pictures of that page alone; of the stages with `only` in their name (a module path).
 
         Raises:
-            UnsupportedError: the plan was loaded or sent from another process.
+            UnsupportedError: the plan was made from a dict or sent from another process.
         """
         from seqpar.passes.draw_html import to_svg
 
         Path(path).write_text(to_svg(self._drawing(), title or f"ulysses {self.ulysses} x ring {self.ring}", only=only), encoding="utf-8")
 
-    def _drawing(self) -> Any:
-        from seqpar.passes.drawing import drawing
-
-        if self.inspector is None:
-            raise UnsupportedError("this plan was loaded or sent from another process and has no graph to draw; make it with seqpar.plan or sp_compile, and draw that")
-        return drawing(self.inspector.partitioned)
+    def _drawing(self) -> Drawing:
+        known = self.inspector or self.kept
+        if known is None:
+            raise UnsupportedError("this plan was made from a dict or sent from another process and has no graph to draw; make it with seqpar.plan or sp_compile, and draw that")
+        return known.drawing

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import seqpar
-from seqpar.errors import MeshError, SavedProgramError
+from seqpar.errors import MeshError, SavedProgramError, UnsupportedError
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 from seqpar.passes.plan import Plan
@@ -147,6 +147,28 @@ def timeless(plan):
     return dataclasses.replace(plan, seconds={})
 
 
+def page(plan):
+    """What people see of a plan: the text without the seconds that making it took, and the picture."""
+    return plan.explain().partition("\nseconds ")[0], plan.to_dot()
+
+
+def test_loaded_programs_are_saved_again_beside_new_ones(everything_file, tmp_path):
+    loaded = seqpar.load(everything_file, everything())
+    with torch.no_grad():
+        loaded(**call_of(5))
+    loaded.save(tmp_path / "three.seqpar")
+    model, reference = everything(seed=1), everything(seed=1)
+    again = seqpar.load(tmp_path / "three.seqpar", model)
+    again._builder.build = not_compiled
+    with torch.no_grad():
+        for length in (5, 7, 9):
+            assert agree(again(**call_of(length)), reference(**call_of(length)))
+    again.plan.to_html(tmp_path / "plan.html")
+    assert "router" in (tmp_path / "plan.html").read_text()
+    with pytest.raises(UnsupportedError, match="no graph to ask"):
+        again.plan.why("qkv")
+
+
 def on_ranks(path, ulysses, ring):
     model = everything()
     with torch.no_grad():
@@ -156,6 +178,12 @@ def on_ranks(path, ulysses, ring):
         loaded = seqpar.load(path, model, ring=ring)
         loaded._builder.build = not_compiled
         expected, outputs = compiled(**call_of(7, seed=3)), loaded(**call_of(7, seed=3))
+        loaded.save(f"{path}.again")
+        dist.barrier()
+        again = seqpar.load(f"{path}.again", model)
+        again._builder.build = not_compiled
+        assert torch.equal(again(**call_of(7, seed=3))["x"], expected["x"])
+        assert page(again.plan) == page(loaded.plan) == page(compiled.plan) and "runner-up" in page(again.plan)[0]
         try:
             seqpar.load(path, model, ulysses=3)
         except MeshError as error:
