@@ -40,6 +40,7 @@ OPTIONAL_MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "atten
 FITTED = "fitted"
 VARIANTS = ("even", FITTED, "large")
 UNEVEN = "positions are not divided by"
+ALONE = "does not exchange over the ranks"  # its attention does not go by diffusers' dispatcher: no plan could help
 Plan = dict[str, Any]
 
 
@@ -177,7 +178,7 @@ def entries(plan: Any) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the classes with a plan, then those without and why."""
+    """Markdown: the classes with a plan, then those without and why; of those whose attention knows of no ranks the names."""
     lines = ["| class | plan: split at → gathered after | without | error | bytes | own plan: error, bytes |", "|---|---|---|---|---|---|"]
     for row in rows:
         if row.plan is None:
@@ -186,7 +187,12 @@ def table(rows: Sequence[Row]) -> str:
         error = f"{row.error:.0e}" if row.error is not None else row.refusal[:80]
         lines.append(f"| {row.case} | `{entries(decode(row.plan))}` | {', '.join(row.without)} | {error} | {row.received or ''} | {own} |")
     lines += ["", "| class without a plan | reason |", "|---|---|"]
-    lines += [f"| {row.case} | {short(row.reason)} |" for row in rows if row.plan is None]
+    lines += [f"| {row.case} | {short(row.reason)} |" for row in rows if row.plan is None and ALONE not in row.reason]
+    alone = [row.case for row in rows if row.plan is None and ALONE in row.reason]
+    if alone:
+        lines += ["", f"An attention of these calls `scaled_dot_product_attention` itself, and {ALONE} whatever the plan: {', '.join(alone)}."]
+    good = [row for row in rows if row.good]
+    lines += ["", f"{len(good)} plans reproduce the model, {sum(not row.own for row in good)} of them of classes that ship none."]
     return "\n".join(lines) + "\n"
 
 
@@ -238,7 +244,6 @@ def main(argv: list[str] | None = None) -> int:
         rows = [checked.get(row.case, row) for row in rows]
     text = table(rows)
     print(text)
-    print(f"{sum(row.good for row in rows)} plans reproduce the model on {options.ulysses * options.ring} ranks, {sum(row.good and not row.own for row in rows)} of classes without a plan of their own")
     if options.docs:
         options.docs.write_text(inserted(options.docs.read_text(), text))
     return int(any(row.error is not None and not row.good for row in rows))

@@ -41,9 +41,11 @@ def test_plans_travel_as_json(rows):
 
 
 def test_the_table_has_plans_and_reasons(rows):
-    text = table([dataclasses.replace(rows[0], error=2e-7, received=4096), Row("Other", reason="no cp_plan for Other on 2 ranks: inline cat at a|b")])
+    text = table([dataclasses.replace(rows[0], error=2e-7, received=4096), Row("Other", reason="no cp_plan for Other on 2 ranks: inline cat at a|b"), Row("Lone", reason="attention of 4 queries at f.py:1 does not exchange over the ranks: …")])
     assert "| LongCatImageTransformer2DModel | `model(" in text and "2e-07 | 4096" in text
     assert "| Other | inline cat at a\\|b |" in text
+    assert "whatever the plan: Lone." in text and "| Lone" not in text
+    assert text.endswith("1 plans reproduce the model, 1 of them of classes that ship none.\n")
 
 
 def test_the_command_derives_and_resumes(tmp_path, capsys, monkeypatch):
