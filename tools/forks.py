@@ -19,28 +19,33 @@ from typing import IO
 
 
 class ForkServer:
-    """A process that forks one child per `run`; one run at a time. Used as a context, which ends the process (not a child that runs).
+    """A process that forks one child per `run`; one run at a time. It starts with the first run and ends with the context.
 
-    `environment` is that of all children. Linux only: the end of a child is waited for by its file descriptor.
+    `environment` is that of all children. If this process ends, however it does, so do the server and its child: they see the end of their requests.
+    Linux only: the end of a child is waited for by its file descriptor.
     """
 
     def __init__(self, environment: Mapping[str, str], imports: Sequence[str] = ("torch._dynamo", "pytest")) -> None:
-        command = [sys.executable, __file__, *imports]
+        self._command = [sys.executable, __file__, *imports]
         # Neither the folder of this file nor the current one is where modules are looked for.
-        self._process = subprocess.Popen(command, env={**environment, "PYTHONSAFEPATH": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._environment = {**environment, "PYTHONSAFEPATH": "1"}
+        self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if self._process is not None:
+            self._process.communicate()
 
     def run(self, module: str, arguments: Sequence[str], path: Path, folder: Path, timeout: float) -> tuple[int, str] | None:
         """`python -m module arguments` in `folder`, with `path` the first to import from: (exit status, output), or None after `timeout` seconds.
 
         A signal that ended the child is a negative status. What the child started has ended, too, when it is None.
         """
+        if self._process is None:
+            # In a session of its own, so that a signal for the group (Ctrl-C) does not end it before it has ended its child.
+            self._process = subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None and replies is not None
         request = {"module": module, "arguments": list(arguments), "path": str(path), "folder": str(folder), "timeout": timeout}
@@ -59,7 +64,7 @@ def serve(requests: IO[str], replies: IO[str]) -> None:
             if child == 0:
                 become(request, output.fileno())
                 return
-            status = wait(child, request["timeout"])
+            status = wait(child, request["timeout"], requests)
             output.seek(0)
             print(json.dumps({"status": status, "output": output.read().decode(errors="replace")}), file=replies, flush=True)
 
@@ -81,11 +86,12 @@ def become(request: Mapping[str, object], output: int) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def wait(child: int, timeout: float) -> int | None:
-    """Its exit status, or None where it had to be ended with all of its group."""
+def wait(child: int, timeout: float, requests: IO[str]) -> int | None:
+    """Its exit status, or None where it had to be ended with all of its group: after `timeout`, or because nobody waits for it any more."""
     descriptor = os.pidfd_open(child)
-    ended, _, _ = select.select([descriptor], [], [], timeout)
+    ready, _, _ = select.select([descriptor, requests.fileno()], [], [], timeout)  # no second request comes before the reply, so it can only be the end
     os.close(descriptor)
+    ended = descriptor in ready
     if not ended:
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

@@ -1,6 +1,8 @@
 """A server of forks runs modules as a fresh Python does."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -43,13 +45,35 @@ def test_an_exception_is_status_one_and_its_text(server, tmp_path):
 def test_what_does_not_end_is_ended_with_what_it_started(server, tmp_path):
     (tmp_path / "told.py").write_text(MODULE)
     assert server.run("told", ["0", "wait"], tmp_path, tmp_path, timeout=3) is None
-    child = int((tmp_path / "started").read_text())
-    for _ in range(50):
-        if not running(child):
-            break
-        time.sleep(0.1)
-    assert not running(child)
+    assert ends(int((tmp_path / "started").read_text()))
     assert server.run("told", ["0"], tmp_path, tmp_path, timeout=60)[0] == 0
+
+
+ASKING = """
+import os, sys
+from pathlib import Path
+from seqpar.tools.forks import ForkServer
+ForkServer({**os.environ, "KEPT": ""}, imports=()).run("told", ["0", "wait"], Path(sys.argv[1]), Path(sys.argv[1]), 600)
+"""
+
+
+def test_a_child_ends_with_the_process_that_asked_for_it(tmp_path):
+    (tmp_path / "told.py").write_text(MODULE)
+    asking = subprocess.Popen([sys.executable, "-c", ASKING, str(tmp_path)])
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        assert asking.poll() is None
+        time.sleep(0.1)
+    asking.kill()
+    asking.wait()
+    assert ends(int((tmp_path / "started").read_text()))
+
+
+def ends(pid):
+    for _ in range(100):
+        if not running(pid):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def running(pid):
