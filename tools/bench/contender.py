@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from seqpar.runtime.mesh import SequenceMesh
 
 Call = Callable[..., Any]
+MANY = 256  # programs that torch.compile may make of one function: peers share hooks, and must not push each other out of the compiler
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,8 @@ def copied(model: nn.Module) -> nn.Module:
 def compiled(call: Call, backend: str | None) -> Call:
     """`call` through `torch.compile`, for sizes that do not change."""
     return call if backend is None else torch.compile(call, backend=backend, dynamic=False)
+
+
+def many_programs() -> Any:
+    """A context in which the compiler's limit is `MANY`."""
+    return torch._dynamo.config.patch(recompile_limit=MANY)

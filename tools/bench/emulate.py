@@ -25,6 +25,7 @@ from seqpar.passes.live_bytes import LiveBytes
 from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.trace import Traced, trace
 from seqpar.suggestion import splits
+from seqpar.tools.bench.contender import compiled, many_programs
 from seqpar.tools.bench.emulated import Emulated, RankTimes
 from seqpar.tools.bench.measure import WARM_UP_ROUNDS, rotated
 from seqpar.tools.bench.stand_in import Pool, bind_stand_ins, stand_ins
@@ -32,9 +33,10 @@ from seqpar.tools.bench.stand_in import Pool, bind_stand_ins, stand_ins
 
 @dataclass(frozen=True)
 class Entry:
-    """Something to time. `pool`: where its stand-in collectives take their results."""
+    """Something to time. plain: the same uncompiled. pool: where its stand-in collectives take their results."""
 
     call: Callable[[], Any]
+    plain: Callable[[], Any]
     pool: Pool | None = None
 
 
@@ -62,7 +64,7 @@ def peak(entry: Entry, known: Iterable[torch.Tensor], device: torch.device) -> i
     try:
         if device.type != "cuda":
             with LiveBytes(known) as live:
-                entry.call()
+                entry.plain()  # operators of a compiled program cannot be seen one by one
             return live.peak
         entry.call()  # workspaces of libraries stay allocated
         gc.collect()
@@ -128,14 +130,14 @@ def emulate(
     inputs: keyword inputs, whole. backend: of torch.compile, for the model and all programs. Needs no process group.
     """
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), many_programs():
         started = time.perf_counter()
         traced = trace(model, (), inputs, dynamic=False)
         seconds = time.perf_counter() - started
         found, refused = partitions(traced, ranks, meshes, machine)
         leaves = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
-        whole: Any = model if backend is None else torch.compile(model, backend=backend, dynamic=False)
-        entries, places = [Entry(lambda: output_tensors(whole(**inputs)))], []
+        whole = compiled(model, backend)
+        entries, places = [Entry(lambda: output_tensors(whole(**inputs)), lambda: output_tensors(model(**inputs)))], []
         for partitioned in found:
             for rank in representatives(partitioned):
                 entries.append(program(partitioned, rank, leaves, backend))
@@ -150,8 +152,10 @@ def program(partitioned: Partitioned, rank: int, leaves: Sequence[torch.Tensor],
     """The program of `rank` on whole inputs."""
     degrees, pool = partitioned.solution.degrees, Pool()
     gm = bind_stand_ins(partitioned.program(rank), stand_ins(degrees.ulysses, degrees.ring, rank, pool))
-    run: Any = gm if backend is None else torch.compile(gm, backend=backend, dynamic=False)
-    return Entry(lambda: run(*leaves), pool)
+    if backend is not None:
+        gm(*leaves)  # the pool is filled before the compiler looks at it
+    run = compiled(gm, backend)
+    return Entry(lambda: run(*leaves), lambda: gm(*leaves), pool)
 
 
 def predicted(partitioned: Partitioned, rank: int, times: RankTimes, machine: Machine) -> dict[str, Any]:

@@ -89,7 +89,7 @@ MEASURED = "measured: computing, launching, peak memory. Counted: received, call
 def cells(found: Emulated) -> list[tuple[str, ...]]:
     """Rows of the table: the model itself, then the slowest rank of every mesh."""
     one = found.alone
-    rows: list[tuple[str, ...]] = [("-", "1", f"{one.median:.1f}", "1", f"{statistics.median(one.launches):.1f}", f"{one.peak / 2**20:.0f}", "-", "-", "-", f"{one.median:.1f}", "1")]
+    rows: list[tuple[str, ...]] = [("-", "1", f"{one.median:.1f}", "1", f"{statistics.median(one.launches):.1f}", f"{one.peak / 2**20:,.1f}", "-", "-", "-", f"{one.median:.1f}", "1")]
     for row in found.slowest():
         ranks, share = row.ulysses * row.ring, found.share(row)
         rows.append(
@@ -99,7 +99,7 @@ def cells(found: Emulated) -> list[tuple[str, ...]]:
                 f"{row.median:.1f}",
                 str(Spread(*(ranks * value for value in dataclasses.astuple(share)))),
                 f"{statistics.median(row.launches):.1f}",
-                f"{row.peak / 2**20:.0f}",
+                f"{row.peak / 2**20:,.1f}",
                 f"{row.received / 2**20:.1f}",
                 str(row.calls),
                 f"{row.collectives_ms:.1f}",

@@ -14,19 +14,18 @@ from torch import nn
 
 from seqpar.errors import UnsupportedError
 from seqpar.runtime.mesh import SequenceMesh
-from seqpar.tools.bench.contender import copied
+from seqpar.tools.bench.contender import Call, copied
 
 Within = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-class HookedModel(nn.Module):
-    """Calls `model` within the context that installs the attention."""
+class HookedModel:
+    """Calls `model` (compiled, where it is) within the context that installs the attention."""
 
-    def __init__(self, model: nn.Module, within: Within) -> None:
-        super().__init__()
+    def __init__(self, model: Call, within: Within) -> None:
         self.model, self.within = model, within
 
-    def forward(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: Any) -> Any:
         """The model's outputs, whole."""
         with self.within():
             return self.model(**inputs)

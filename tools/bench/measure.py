@@ -24,7 +24,7 @@ from seqpar.models.family import output_tensors
 from seqpar.passes.live_bytes import LiveBytes
 from seqpar.runtime.counting import KINDS
 from seqpar.runtime.mesh import build_mesh
-from seqpar.tools.bench.contender import Call, Contender, Setting
+from seqpar.tools.bench.contender import Call, Contender, Setting, many_programs
 from seqpar.tools.bench.contenders import ALONE, OURS, PEERS
 from seqpar.tools.bench.link import linked
 from seqpar.tools.bench.timed import Timed
@@ -210,5 +210,5 @@ def measure_model(job: Job, name: str, sizes: Sizes) -> list[Timed]:
 def measure(job: Job) -> list[tuple[str, Sizes, list[Timed]]]:
     """Every model at every size, models outermost. Collective."""
     torch.set_num_threads(job.threads)
-    with torch.no_grad(), adapted(), linked(job.slow_link):
+    with torch.no_grad(), adapted(), many_programs(), linked(job.slow_link):
         return [(name, sizes, measure_model(job, name, sizes)) for name in job.models for sizes in job.sizes]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqpar.tools.bench import emulated, host, plots, report
+from seqpar.tools.bench import emulated, host, plots, published, report
 from seqpar.tools.bench.contenders import ALONE, OURS, PEERS
 from seqpar.tools.bench.emulated import Emulated
 
@@ -90,6 +90,8 @@ def write(path: Path, documents: Sequence[Mapping[str, Any]]) -> list[Path]:
     for old in path.parent.glob(f"{path.stem}-*-[0-9]*.svg"):
         old.unlink()
     parts = [HEAD.rstrip(), COMMANDS.strip(), contenders(), *(section(i, document, names) for i, document in enumerate(documents, 1))]
+    if any(document.get("emulated") for document in documents):
+        parts.append(published.markdown())
     path.write_text("\n\n".join(parts) + ("\n" if documents else "\n" + NOTHING))
     for name, svg in pictures.items():
         (path.parent / names[name]).write_text(svg)

@@ -51,7 +51,7 @@ def prepare(setting: Setting) -> Call:
     """The model with hooks, called within the context."""
     assert setting.place.device_mesh is not None
     mesh = setting.place.device_mesh["ring"]
-    return compiled(HookedModel(split_by_plan(setting.model, setting.place), lambda: within(mesh)), setting.backend)
+    return HookedModel(compiled(split_by_plan(setting.model, setting.place), setting.backend), lambda: within(mesh))
 
 
 CONTENDER = Contender(

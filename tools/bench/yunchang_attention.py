@@ -43,7 +43,7 @@ def prepare(setting: Setting) -> Call:
         with kernel, attention_replaced(attend):
             yield
 
-    return compiled(HookedModel(split_by_plan(setting.model, place), within), setting.backend)
+    return HookedModel(compiled(split_by_plan(setting.model, place), setting.backend), within)
 
 
 CONTENDER = Contender(

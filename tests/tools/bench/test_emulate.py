@@ -43,6 +43,19 @@ def test_a_program_runs_alone(case):
     assert outputs[0].shape == model(**inputs).shape
 
 
+def test_a_compiled_program_has_no_graph_break(case):
+    """Stand-in groups are looked through, and their results are there before: nothing is compiled twice."""
+    _, _, traced = case
+    leaves = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        entry = program(partition(traced, ulysses=1, ring=2), 0, leaves, "eager")
+        for _ in range(2):
+            assert [out.shape for out in entry.call()] == [out.shape for out in entry.plain()]
+    assert not torch._dynamo.utils.counters["graph_break"] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_what_is_measured_and_what_is_predicted(case):
     model, inputs, traced = case
     machine = dataclasses.replace(MACHINES["L40"], latency_s=1.0)
