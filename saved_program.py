@@ -74,7 +74,7 @@ def write_call(call: Call, codec: Codec) -> dict[str, Any]:
 def write_program(name: str, program: Program, codec: Codec, ranks: int, members: Members, raw: Raw) -> None:
     interface = program.interface
     if program.plan.inspector is None:
-        raise SavedProgramError("this module was loaded from a file, which holds the programs of other ranks as well: copy that file")
+        raise SavedProgramError("this module was loaded from a file (seqpar.load, or the cache of SEQPAR_CACHE_DIR), which holds the programs of other ranks as well: copy that file, or compile without the cache")
     if interface.states:
         names = ", ".join(write.argument for write in interface.states)
         raise SavedProgramError(f"the model assigns attributes of the objects in its argument {names}: such a program cannot be saved")

@@ -22,3 +22,12 @@ def test_the_environment_counts_where_nothing_is_set(monkeypatch):
     assert seqpar.config.dump_dir == Path("from/environment")
     with seqpar.config(dump_dir=None):
         assert seqpar.config.dump_dir is None
+
+
+def test_settings_are_independent(monkeypatch):
+    monkeypatch.setenv("SEQPAR_CACHE_DIR", "programs")
+    monkeypatch.delenv("SEQPAR_DUMP_DIR", raising=False)
+    with seqpar.config(dump_dir="a"):
+        assert (seqpar.config.dump_dir, seqpar.config.cache_dir) == (Path("a"), Path("programs"))
+        with seqpar.config(cache_dir=None):
+            assert (seqpar.config.dump_dir, seqpar.config.cache_dir) == (Path("a"), None)
