@@ -16,7 +16,7 @@ from torch import fx
 from seqpar.compat import lookup_backend, outside_compiler
 from seqpar.compile import Compiler, sequence_mesh
 from seqpar.errors import SeqparError
-from seqpar.passes.arguments import canonical_call
+from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
@@ -122,6 +122,9 @@ class GraphCompiler(Compiler):
     def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> Traced:
         """Trace without running the graph first."""
         return trace(self.model, args, kwargs, dynamic=False, warm=False)
+
+    def cache(self, call: Call, dynamic: bool | None) -> None:
+        """Dynamo makes other graph modules, with other names, at every start."""
 
 
 def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any]) -> Callable[..., list[Any]]:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -27,6 +27,9 @@ from seqpar.runtime.current import whole_tensors
 from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.signature import read
 from seqpar.sp_plan import declarations
+
+if TYPE_CHECKING:
+    from seqpar.cache import Cache, Kept
 
 log = logging.getLogger("seqpar.compile")
 
@@ -119,6 +122,10 @@ class Compiler:
         settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan}"
         self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
+        cache = self.cache(call, dynamic)
+        kept = None if cache is None else cache.read()
+        if self.all_have(kept):
+            return kept.program  # type: ignore[union-attr]
         args, kwargs = call.rebuild(call.leaves)
         try:
             traced = self.trace(args, kwargs, dynamic)
@@ -127,7 +134,27 @@ class Compiler:
             self.tell_failure(error)
             raise
         self.agree(f"traced graph {graph_fingerprint(traced)}\nprogram {fingerprint}", POST_TRACE_TIMEOUT_S)
+        if cache is not None:
+            cache.write(program)
         return program
+
+    def cache(self, call: Call, dynamic: bool | None) -> "Cache | None":
+        """Where the program for this call is kept, or None."""
+        from seqpar.cache import Cache
+
+        return Cache.of(self, call, dynamic)
+
+    def all_have(self, kept: "Kept | None") -> bool:
+        """True if every rank found the same program in its cache. Asked whatever the setting is here: it may differ between ranks."""
+        mine = "" if kept is None else kept.digest
+        if self.mesh is None:
+            return bool(mine)
+        from seqpar.runtime.agree import everybody_says
+
+        said = everybody_says(mine, self.mesh, POST_TRACE_TIMEOUT_S)
+        if mine and len(set(said.values())) > 1:
+            log.info("the program in the cache is not used: rank(s) %s have another one, or none", [rank for rank, text in said.items() if text != mine])
+        return bool(mine) and len(set(said.values())) == 1
 
     def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> Traced:
         """Trace the model for this call."""

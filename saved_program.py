@@ -62,10 +62,7 @@ def write_module(compiled: SequenceParallelModule, codec: Codec, ranks: int, pic
         if program.saved is not None:
             raw.update(program.saved.members(f"program{i}"))
         else:
-            write_program(f"program{i}", program, codec, ranks, members, raw)
-            if pictures:
-                inspector = program.plan.inspector
-                members[f"program{i}/pictures.json"] = Kept(inspector.details, inspector.drawing).to_dict()
+            write_program(f"program{i}", program, codec, ranks, members, raw, pictures)
     return members, raw
 
 
@@ -80,7 +77,8 @@ def write_call(call: Call, codec: Codec) -> dict[str, Any]:
     return {"leaves": leaves, "paths": list(call.paths), "spec": write_spec(call.spec, codec), "positional": call.positional}
 
 
-def write_program(name: str, program: Program, codec: Codec, ranks: int, members: Members, raw: Raw) -> None:
+def write_program(name: str, program: Program, codec: Codec, ranks: int, members: Members, raw: Raw, pictures: bool) -> None:
+    """Add one program, under `name`, to the members of a file."""
     interface = program.interface
     if interface.states:
         names = ", ".join(write.argument for write in interface.states)
@@ -98,7 +96,11 @@ def write_program(name: str, program: Program, codec: Codec, ranks: int, members
         "plan": program.plan.to_dict(),
         "title": type(program.gm).__name__,
         "constants": {"tensors": constants.tensors, "calls": constants.calls},
+        "pictures": pictures,
     }
+    if pictures:
+        inspector = program.plan.inspector
+        members[f"{name}/pictures.json"] = Kept(inspector.details, inspector.drawing).to_dict()
     raw.update({f"{name}/{key}.bin": data for key, data in constants.raw.items()})
 
 
@@ -159,7 +161,8 @@ def read_program(name: str, json: Reader, raw: Callable[[str], bytes], model: to
     gm = unbound if builder.mesh is None else bind_groups(unbound, builder.mesh)
     opaque = bool(data["constants"]["calls"])
     run = Runner(gm, builder.compiled(not opaque, interface.symbolic))
-    plan = replace(Plan.from_dict(data["plan"]), kept=read_dataclass(Kept, json(f"{name}/pictures.json")))
+    kept = read_dataclass(Kept, json(f"{name}/pictures.json")) if data["pictures"] else None
+    plan = replace(Plan.from_dict(data["plan"]), kept=kept)
     return Program(interface, gm, run, plan, split, rank)
 
 

@@ -48,11 +48,15 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     }  # fmt: skip
     if not first:
         return
-    target = Path(path)
+    write_whole(Path(path), {HEADER: header, **content}, raw)
+
+
+def write_whole(target: Path, members: Mapping[str, Any], raw: Mapping[str, bytes]) -> None:
+    """Write a file of programs. A reader sees the old file or the new one, also while other groups of ranks write the same."""
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        write_archive(part, {HEADER: header, **content}, raw)
-        os.replace(part, target)  # a reader sees the old file or the new one: other groups of ranks may write the same
+        write_archive(part, members, raw)
+        os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
 

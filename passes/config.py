@@ -1,4 +1,4 @@
-"""`seqpar.config`: settings that change what is written beside the work, never the work."""
+"""Settings of a process: `seqpar.config`."""
 
 import contextlib
 import os
@@ -6,9 +6,38 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-ENVIRONMENT = "SEQPAR_DUMP_DIR"
-UNSET = object()
-_dump_dir: ContextVar[Path | object | None] = ContextVar("seqpar_dump_dir", default=UNSET)
+Folder = str | os.PathLike[str] | None
+UNSET = Path("\0")  # no folder can be called so
+UNCHANGED = UNSET  # of a block
+
+
+class FolderSetting:
+    """An attribute that names a folder: that of the innermost block, else the one assigned, else that of an environment variable.
+
+    None turns it off. Assigned within a block, it counts until the block ends. `del` takes an assignment back.
+    """
+
+    def __init__(self, variable: str, doc: str) -> None:
+        self.__doc__ = doc
+        self.environment = variable
+        self.block: ContextVar[Path | None] = ContextVar(variable, default=UNSET)
+        self.assigned: Path | None = UNSET
+
+    def __get__(self, instance: object, owner: type | None = None) -> Path | None:
+        for folder in (self.block.get(), self.assigned):
+            if folder is not UNSET:
+                return folder
+        from_environment = os.environ.get(self.environment)
+        return Path(from_environment) if from_environment else None
+
+    def __set__(self, instance: object, folder: Folder) -> None:
+        if self.block.get() is UNSET:
+            self.assigned = path_of(folder)
+        else:
+            self.block.set(path_of(folder))
+
+    def __delete__(self, instance: object) -> None:
+        self.assigned = UNSET
 
 
 class Config:
@@ -21,45 +50,25 @@ class Config:
     A setting that does not exist cannot be assigned (AttributeError).
     """
 
-    __slots__ = ("_assigned",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._assigned: Path | object | None = UNSET
-
-    @property
-    def dump_dir(self) -> Path | None:
-        """Folder for one readable file per pass of every program that is made: that of the innermost `with seqpar.config(dump_dir=…)`, else the one assigned, else SEQPAR_DUMP_DIR.
-
-        None: nothing is written. Assigned within a block, it counts until the block ends. `del` takes an assignment back.
-        """
-        for setting in (_dump_dir.get(), self._assigned):
-            if setting is not UNSET:
-                return setting  # type: ignore[return-value]
-        from_environment = os.environ.get(ENVIRONMENT)
-        return Path(from_environment) if from_environment else None
-
-    @dump_dir.setter
-    def dump_dir(self, folder: str | os.PathLike[str] | None) -> None:
-        if _dump_dir.get() is UNSET:
-            self._assigned = _path(folder)
-        else:
-            _dump_dir.set(_path(folder))
-
-    @dump_dir.deleter
-    def dump_dir(self) -> None:
-        self._assigned = UNSET
+    dump_dir = FolderSetting("SEQPAR_DUMP_DIR", "Folder for one readable file per pass of every program that is made; None: nothing is written.")
+    cache_dir = FolderSetting("SEQPAR_CACHE_DIR", "Folder where compiled programs are kept for the next start; None: they are not kept.")
 
     @contextlib.contextmanager
-    def __call__(self, *, dump_dir: str | os.PathLike[str] | None) -> Iterator[None]:
-        """Settings for the time of the block, in this thread or task; None turns dumping off."""
-        token = _dump_dir.set(_path(dump_dir))
+    def __call__(self, *, dump_dir: Folder = UNCHANGED, cache_dir: Folder = UNCHANGED) -> Iterator[None]:
+        """Settings for the time of the block, in this thread or task; None turns one off, what is not named stays."""
+        named = {"dump_dir": dump_dir, "cache_dir": cache_dir}
+        blocks = [(vars(Config)[name].block, path_of(folder)) for name, folder in named.items() if folder is not UNCHANGED]
+        tokens = [(block, block.set(folder)) for block, folder in blocks]
         try:
             yield
         finally:
-            _dump_dir.reset(token)
+            for block, token in tokens:
+                block.reset(token)
 
 
-def _path(folder: str | os.PathLike[str] | None) -> Path | None:
+def path_of(folder: Folder) -> Path | None:
     return None if folder is None else Path(folder)
 
 

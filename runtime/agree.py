@@ -21,11 +21,28 @@ def check_agreement(fingerprint: str, mesh: SequenceMesh, timeout_s: float = 30)
     """
     if mesh.size == 1:
         return
+    said, read = _exchange(fingerprint, mesh, timeout_s)
+    if len(set(said.values())) > 1:
+        # The rank that hosts the store must not exit before everybody knows.
+        _wait(_get_default_store(), read, min(timeout_s, LINGER_SECONDS))
+        raise DisagreementError(_describe(said))
+
+
+def everybody_says(text: str, mesh: SequenceMesh, timeout_s: float = 30) -> dict[int, str]:
+    """What every rank of the mesh passed to this call, by global rank (0 for a mesh of one); all of them get the same.
+
+    Raises DisagreementError if a rank did not call within `timeout_s`.
+    """
+    return {0: text} if mesh.size == 1 else _exchange(text, mesh, timeout_s)[0]
+
+
+def _exchange(text: str, mesh: SequenceMesh, timeout_s: float) -> tuple[dict[int, str], list[str]]:
+    """What every rank said, and the keys that are set when everybody has read it."""
     store, me = _get_default_store(), dist.get_rank()
     ranks = dist.get_process_group_ranks(_resolve_process_group(mesh.groups["sp"]))  # type: ignore[arg-type]
     scope = "seqpar/agree/" + "-".join(map(str, ranks))
     turn = store.add(f"{scope}/turn/{me}", 1)  # the n-th call of one rank is compared with the n-th of the others
-    store.set(f"{scope}/{turn}/said/{me}", fingerprint)
+    store.set(f"{scope}/{turn}/said/{me}", text)
     missing = _wait(store, [f"{scope}/{turn}/said/{r}" for r in ranks], timeout_s)
     if missing:
         silent = [ranks[i] for i in missing]
@@ -35,10 +52,7 @@ def check_agreement(fingerprint: str, mesh: SequenceMesh, timeout_s: float = 30)
         )
     said = {r: store.get(f"{scope}/{turn}/said/{r}").decode() for r in ranks}
     store.set(f"{scope}/{turn}/read/{me}", "")
-    if len(set(said.values())) > 1:
-        # The rank that hosts the store must not exit before everybody knows.
-        _wait(store, [f"{scope}/{turn}/read/{r}" for r in ranks], min(timeout_s, LINGER_SECONDS))
-        raise DisagreementError(_describe(said))
+    return said, [f"{scope}/{turn}/read/{r}" for r in ranks]
 
 
 def _wait(store: dist.Store, keys: Sequence[str], timeout_s: float) -> list[int]:

@@ -55,3 +55,12 @@ def test_it_dumps_where_it_was_assigned(tmp_path):
 def test_a_setting_that_does_not_exist_is_an_error():
     with pytest.raises(AttributeError):
         seqpar.config.dumpdir = "dump"
+
+
+def test_settings_are_independent(monkeypatch):
+    monkeypatch.setenv("SEQPAR_CACHE_DIR", "programs")
+    monkeypatch.delenv("SEQPAR_DUMP_DIR", raising=False)
+    with seqpar.config(dump_dir="a"):
+        assert (seqpar.config.dump_dir, seqpar.config.cache_dir) == (Path("a"), Path("programs"))
+        with seqpar.config(cache_dir=None):
+            assert (seqpar.config.dump_dir, seqpar.config.cache_dir) == (Path("a"), None)

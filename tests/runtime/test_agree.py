@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from seqpar.errors import DisagreementError
-from seqpar.runtime.agree import check_agreement
+from seqpar.runtime.agree import check_agreement, everybody_says
 from seqpar.runtime.mesh import build_mesh
 
 
@@ -48,3 +48,14 @@ def test_a_rank_that_never_comes_is_named(ranks):
         with pytest.raises(DisagreementError, match=r"rank\(s\) \[3\] did not reach"):
             raise outcome
     assert max(ranks.run(compare, ["same"] * 4)) < 5
+
+
+def heard():
+    mesh = build_mesh(2, 1)
+    return everybody_says(f"rank {dist.get_rank()}", mesh)
+
+
+def test_everybody_hears_everybody(ranks):
+    first, second = ({r: f"rank {r}" for r in pair} for pair in ((0, 1), (2, 3)))
+    assert ranks.run(heard) == [first, first, second, second]
+    assert everybody_says("alone", build_mesh(1, 1)) == {0: "alone"}

@@ -1,7 +1,9 @@
-"""Infer + solve + rewrite stays far below the trace, and linear in the number of blocks.
+"""Infer + solve + rewrite stays far below the trace, and linear in the number of blocks; a second start does neither.
 
 The figures for 10, 20, 40 and 57 full-size blocks: `python -m seqpar.tools.compile_time`.
 """
+
+import pytest
 
 from seqpar.tools.compile_time import measure
 
@@ -11,3 +13,11 @@ def test_linear_in_blocks() -> None:
     assert all(t.compile <= 0.5 * t.trace for t in timings), timings
     per_block = [t.per_block for t in timings]
     assert max(per_block) <= 1.5 * min(per_block), timings
+
+
+def test_a_second_start(capsys: pytest.CaptureFixture[str]) -> None:
+    timing = measure("wan", 8, ulysses=2, ring=2, full=False, repeats=1, second=True)
+    assert timing.second is not None and timing.second < 0.3 * timing.total, timing
+    assert 0.5 * timing.trace < timing.operators < timing.trace, timing
+    published = measure("flux", ulysses=1, ring=1, full=False, repeats=1)
+    assert published.blocks == 4 and published.second is None and published.total > published.trace
