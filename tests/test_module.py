@@ -185,7 +185,7 @@ def test_calls_cost_little(model):
 
 @pytest.mark.parametrize("degrees", [{"ulysses": 0}, {"ring": -1}, {"ulysses": 1.5}, {"ulysses": True}])
 def test_degrees_are_checked(model, degrees):
-    with pytest.raises(MeshError, match="at least 1|>= 1"):
+    with pytest.raises(MeshError, match=">= 1"):
         sp_compile(model, (x_of(8),), **degrees)
 
 
