@@ -7,6 +7,7 @@ a change to this file only.
 import contextlib
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "TorchDispatchMode",
     "aot_export",
     "check_torch_version",
+    "helpers_in_traces",
     "lookup_backend",
     "outside_compiler",
     "pytree",
@@ -130,6 +132,34 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
     composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
+
+
+@contextlib.contextmanager
+def helpers_in_traces(hidden: tuple[str, ...]) -> Iterator[None]:
+    """Let the stack traces of exported operators name the functions that a `forward` calls (an attention processor, a rotary embedding) too.
+
+    hidden: beginnings of the paths of frames that stay out, torch's for example.
+    """
+    from torch.fx.experimental.proxy_tensor import PythonKeyTracer as Tracer
+
+    name = "_filter_traceback_frames"
+    usual, own = getattr(Tracer, name, None), Tracer.__dict__.get(name)
+
+    def keep(tracer: Any, frames: traceback.StackSummary) -> traceback.StackSummary:
+        assert usual is not None
+        kept = {(frame.filename, frame.lineno, frame.name) for frame in usual(tracer, frames)}
+        first = next((i for i, frame in enumerate(frames) if frame.name == "forward"), len(frames))
+        chosen = [f for i, f in enumerate(frames) if (f.filename, f.lineno, f.name) in kept or (i > first and not f.filename.startswith(hidden))]
+        return traceback.StackSummary.from_list(chosen)
+
+    if usual is None:  # a torch without this hook: lines of `forward` only
+        yield
+        return
+    try:
+        setattr(Tracer, name, keep)
+        yield
+    finally:
+        delattr(Tracer, name) if own is None else setattr(Tracer, name, own)
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

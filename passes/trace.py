@@ -4,7 +4,7 @@ Before: an `nn.Module` and one call of it
 After:  %hidden_states = placeholder; %w = get_attr[proj.weight]; %linear = aten.linear(%hidden_states, %w); output (%linear,)
 
 Shapes: placeholders are the tensor leaves of the call; every node keeps its fake tensor in `meta["val"]`, its source line in
-`meta["stack_trace"]` and its module path in `meta["nn_module_stack"]`.
+`meta["stack_trace"]` (lines of functions that a `forward` calls in `meta["helper_lines"]`) and its module path in `meta["nn_module_stack"]`.
 """
 
 import inspect
@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import sympy
@@ -23,11 +22,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import SeqparError, TraceError
-from seqpar.passes import boundary, flat_model
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.boundary import Marks
 from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
+from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.progress import staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
@@ -42,7 +41,6 @@ aten = torch.ops.aten
 # Checks of shapes and dtypes of the whole tensors: their content is in the guards, and local tensors would fail them.
 CHECKS = (aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default)
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
-OWN_FILES = (flat_model.__file__, boundary.__file__, str(Path(__file__).parents[1] / "sp_sharding.py"))  # between the user's frames
 MAX_CHOICES = 8  # attempts to find the modules that must run as they are
 ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default)
 
@@ -209,6 +207,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(quiet())
+        stack.enter_context(helpers_seen())
         stack.enter_context(restored(model))
         if recording.reads:
             stack.enter_context(tolist_seen_by_modes())
@@ -316,7 +315,7 @@ def clean_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         entries = [(key, (path.removeprefix("model").removeprefix("."), kind)) for key, (path, kind) in meta["nn_module_stack"].items() if path]
         kept["nn_module_stack"] = dict(entries)
     if "stack_trace" in kept:
-        kept["stack_trace"] = "\n".join(frame for frame in re.split(r"\n(?=\s*File )", kept["stack_trace"]) if not any(own in frame for own in OWN_FILES))
+        split_frames(kept)
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -33,7 +34,8 @@ SOURCE_LINE = re.compile(r"(?P<file>.+\.\w+):(?P<line>\d+)$")
 class Answer:
     """About one value, or `names` equal ones.
 
-    layout: text form; sharded: whether any dim of it is. reasons: sentences. opposite_cost: what the whole program would cost more with the opposite label
+    module: path of the module that computes it; stage: the entry of a list of modules, or child of the model, around it. source: the line of its `forward`;
+    inner: of the innermost function called from there, if any. layout: text form; sharded: whether any dim of it is. reasons: sentences. opposite_cost: what the whole program would cost more with the opposite label
     for the first of the values, in floating-point operations of one rank; None if there is no opposite (`reasons` says why), infinite if a rule
     or an attention forbids it.
     """
@@ -46,11 +48,18 @@ class Answer:
     sharded: bool
     reasons: tuple[str, ...]
     opposite_cost: float | None
+    module: str = ""
+    inner: str = ""
+
+    @property
+    def where(self) -> str:
+        """Module and source lines, as printed."""
+        inner = f" > {os.path.basename(self.inner)}" if self.inner else ""
+        return "  ".join(text for text in (self.module or self.stage, short(self.source) + inner) if text)
 
     def __str__(self) -> str:
         more = f" and {len(self.names) - 1} more like it" if len(self.names) > 1 else ""
-        where = "  ".join(text for text in (self.stage, short(self.source)) if text)
-        return "\n".join([f"{self.names[0]}{more}  {self.op}  {where}", f"  layout {self.layout}", *(f"  {reason}" for reason in self.reasons)])
+        return "\n".join([f"{self.names[0]}{more}  {self.op}  {self.where}", f"  layout {self.layout}", *(f"  {reason}" for reason in self.reasons)])
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ def _matching(partitioned: Partitioned, query: str) -> list[Node]:
     calls = [n for n in partitioned.inference.axes if n.op != "get_attr"]
     emitted = {n.name: n.meta["seqpar_source"] for n in partitioned.program(0).graph.nodes if "seqpar_source" in n.meta}
     named = [n for n in values if n.name == query] or [n for n in values if n.name == emitted.get(query)]
+    if named and str(named[0].target).split(".")[-2:-1] == [query]:  # the first of a kind is called like its operator: all of them
+        named += [n for n in values if n.target == named[0].target and n not in named]
     line = SOURCE_LINE.match(query)
     if named or line is not None:
         return named or _at_line([n for n in values if n in calls], line["file"], line["line"], query)  # type: ignore[index]
@@ -107,15 +118,16 @@ def _module(node: Node) -> str:
 
 
 def _at_line(values: list[Node], file: str, line: str, query: str) -> list[Node]:
-    places = {n: one_line(n).rpartition(":") for n in values}
-    in_file = {n: int(number) for n, (path, _, number) in places.items() if number.isdigit() and (path == file or path.endswith("/" + file.lstrip("./")))}
-    found = [n for n, number in in_file.items() if number == int(line)]
+    """The values that this line computes: of a `forward`, or of a function that one calls."""
+    places = [(n, *place.rpartition(":")[::2]) for n in values for place in (one_line(n), *n.meta.get("helper_lines", ()))]
+    in_file = [(n, int(number)) for n, path, number in places if number.isdigit() and (path == file or path.endswith("/" + file.lstrip("./")))]
+    found = [n for n, number in in_file if number == int(line)]
     if found:
         return found
     if not in_file:
-        files = sorted({path.rpartition("/")[2] for path, _, number in places.values() if number.isdigit()})
+        files = sorted({path.rpartition("/")[2] for _, path, number in places if number.isdigit()})
         raise UnsupportedError(f"no value of this plan comes from {query!r}; values come from {', '.join(files[:8])}")
-    nearest = sorted(set(in_file.values()), key=lambda number: abs(number - int(line)))[:5]
+    nearest = sorted({number for _, number in in_file}, key=lambda number: abs(number - int(line)))[:5]
     raise UnsupportedError(f"line {line} of {file} computes no value of this plan; the nearest lines that do: {', '.join(map(str, sorted(nearest)))}")
 
 
@@ -140,7 +152,8 @@ class _Reader:
         cost = None if forced is None else forced.cost - self.solution.labels.cost
         target = str(node.target) if node.op == "call_function" else node.op
         names = tuple(n.name for n in nodes)
-        return Answer(names, target, stage_of(origin(node)), one_line(node), self.view.text(node, layout), any(layout), tuple(reasons), cost)
+        module, inner = _module(origin(node)), node.meta.get("inner_line", "")
+        return Answer(names, target, stage_of(origin(node)), one_line(node), self.view.text(node, layout), any(layout), tuple(reasons), cost, module, inner)
 
     def _labels(self, node: Node, forced: Forced | None) -> Iterable[str]:
         if forced is None:

@@ -36,6 +36,15 @@ class Model(nn.Module):
         return y + y.cumsum(1)  # scan
 
 
+def rotate(x):
+    return torch.stack((-x[..., 1], x[..., 0]), -1)  # helper
+
+
+class Helped(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, rotate(x), x)  # caller
+
+
 @pytest.fixture(scope="module")
 def partitioned():
     torch.manual_seed(0)
@@ -96,6 +105,21 @@ def test_attention_around_a_ring_cannot_be_whole():
     plan = partition(trace(Model().eval(), (torch.randn(1, 16, 8), torch.randn(1, 8)), {}, dynamic=False), ring=2).plan
     answer = plan.why("scaled_dot_product_attention").answers[0]
     assert answer.opposite_cost == math.inf and "it cannot be whole" in answer.reasons[1]
+
+
+def test_a_name_that_is_also_an_operator_is_both(partitioned):
+    found = partitioned.plan.why("linear").answers
+    assert found[0].names == ("linear",) and {answer.module for answer in found} == {"embed", "qkv", "out"}
+
+
+def test_a_line_of_a_function_that_forward_calls():
+    plan = partition(trace(Helped(), (torch.randn(1, 4, 16, 2),), {}, dynamic=False), ulysses=2).plan
+    helped = {name for answer in plan.why(f"{HERE}:{line_of('helper')}").answers for name in answer.names}
+    calling = [answer for answer in plan.why(f"{HERE}:{line_of('caller')}").answers]
+    assert {"stack", "neg"} <= helped and all(answer.source.endswith(f"{HERE}:{line_of('caller')}") for answer in calling)
+    assert helped < {name for answer in calling for name in answer.names}
+    (where,) = (a.where for a in calling if a.names == ("stack",))
+    assert where.endswith(f"{HERE}:{line_of('caller')} > {HERE}:{line_of('helper')}")
 
 
 @pytest.mark.parametrize(
