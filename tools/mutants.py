@@ -143,7 +143,7 @@ GUARD_MUTANTS = (
     Mutant("programs are never forgotten", "module.py", "> self._max_programs:", "> 10 * self._max_programs:", MODULE),
     Mutant("a forgotten program can still be called", "module.py", "self._fast.pop(fast_key, None)", "pass", ("tests/test_respecialise.py::test_forgotten_programs_leave_nothing_behind", *MODULE)),
     Mutant("buffers are not written back", "module.py", "    if interface.mutations:\n            write_back", "    if False:\n            write_back", ("tests/test_respecialise.py::test_the_mask_may_change_at_every_call", "tests/passes/test_trace.py::test_mutations_literals_and_shared_parameters")),
-    Mutant("a program serves autocast and no autocast", "module.py", "self._model.training, autocast, None if", "self._model.training, None if", ("tests/test_module.py::test_autograd_inference_mode_and_autocast",)),
+    Mutant("a program serves autocast and no autocast", "module.py", "self._model.training, autocast, None if", "self._model.training, None if", ("tests/test_module.py::test_a_program_made_under_autocast_is_not_used_outside_of_it",)),
 )  # fmt: skip
 
 MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS
