@@ -169,6 +169,14 @@ def test_autograd_inference_mode_and_autocast(model):
         assert torch.equal(fast(x_of(8))["y"], model(x_of(8))["y"])
 
 
+def test_a_program_made_under_autocast_is_not_used_outside_of_it(model):
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            fast = sp_compile(model, (x_of(8),))
+            assert torch.equal(fast(x_of(8))["y"], model(x_of(8))["y"])
+        assert torch.equal(fast(x_of(8))["y"], model(x_of(8))["y"])
+
+
 def test_calls_cost_little(model):
     fast = sp_compile(model, (x_of(8),))
     inputs = {"x": x_of(8), "scale": 1.0, "return_dict": False}

@@ -206,7 +206,7 @@ def test_alternatives_are_bounded(caplog):
     assert sum(len(found.programs) for found in fast._programs.values()) == 3
 
 
-def test_a_mask_that_hides_nothing_serves_other_lengths():
+def test_a_mask_that_hides_nothing_serves_other_lengths(caplog):
     class Whole(nn.Module):
         def forward(self, x, mask):
             joint = x[:, mask]
@@ -219,6 +219,10 @@ def test_a_mask_that_hides_nothing_serves_other_lengths():
             x, mask = torch.randn(1, n, 4), torch.arange(n) >= hidden
             assert torch.equal(fast(x, mask), model(x, mask))
     assert len({id(program) for found in fast._programs.values() for program in found.programs}) == 2
+    with torch.no_grad(), caplog.at_level(logging.INFO, "seqpar.compile"):
+        x, mask = torch.randn(1, 10, 4), torch.arange(10) >= 3
+        assert torch.equal(fast(x, mask), model(x, mask))
+    assert "was compiled" in caplog.text and "is reused" not in caplog.text  # the one that hides nothing has the right sizes, and other values
 
 
 class Gated(nn.Module):
