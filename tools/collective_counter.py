@@ -20,7 +20,8 @@ class CollectiveCounter(TorchDispatchMode):
     """While active, adds what this rank receives from other ranks to `traffic`.
 
     Sees functional collectives and those of `torch.distributed`. An all-to-all within `ring_group` (a process-group name) counts
-    as "ring", and so does what arrives from one rank alone. Raises NotImplementedError for a collective it cannot count: none goes unseen.
+    as "ring", and so does what arrives from one rank alone. Raises NotImplementedError for a collective it cannot count: none goes
+    unseen, except calls of `torch.distributed` functions on a group that is written in Python (`slow_link`): they do not pass the dispatcher.
     """
 
     def __init__(self, ring_group: str | None = None) -> None:

@@ -86,8 +86,8 @@ def job_of(options: argparse.Namespace, device: str) -> Job:
 
 def run_job(options: argparse.Namespace) -> list[Run]:
     """Measure, on ranks that are started here or by torchrun."""
-    ranks = len(options.mesh or DEFAULT_MESHES) and parse_mesh((options.mesh or DEFAULT_MESHES)[0])
-    device = pick_device_type(options.device, ranks[0] * ranks[1] if ranks else 1)
+    ulysses, ring = parse_mesh((options.mesh or DEFAULT_MESHES)[0])
+    device = pick_device_type(options.device, ulysses * ring)
     job = job_of(options, device)
     os.environ.setdefault("OMP_NUM_THREADS", str(job.threads))
     found = launch(measure, job.ranks, job, device=device)[0]
@@ -125,9 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        documents = [json.loads(Path(name).read_text()) for name in options.read or ()]
-        if options.read is None:
-            documents = [measured(options, given)]
+        documents = [measured(options, given)] if options.read is None else [found for name in options.read for found in read(Path(name))]
         if under_launcher() and os.environ["RANK"] != "0":
             return 0
         show(documents)
@@ -139,6 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"error: {error}") from error
     ours = [t for document in documents for run in document.get("runs", ()) for t in report.from_dict(run).programs if t.program == "seqpar"]
     return 1 if any(t.refusal for t in ours) else 0
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file that --json wrote. Raises SeqparError."""
+    found = json.loads(path.read_text())
+    documents = found if isinstance(found, list) else [found]
+    if not all(isinstance(document, dict) and "host" in document for document in documents):
+        raise SeqparError(f"{path} was not written by --json of this command")
+    return documents
 
 
 def measured(options: argparse.Namespace, given: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ This page is written by a command; nothing on it is edited by hand. `python -m s
   tracing and compiling included.
 - received, calls, error and peak are those of the uncompiled program, also where `torch.compile` is used for the times.
 - On CPU ranks are processes with one thread each, on loopback (gloo): communication is nearly free there. A simulated link gives every collective a stated delay
-  and bandwidth.
+  and bandwidth; there only functional collectives are counted (all of seqpar's, of diffusers' plain form and of torch's): for the others take received and calls
+  from a run without a link.
 
 ## What is predicted
 

@@ -75,7 +75,7 @@ def scaling(runs: Sequence[Run]) -> str:
     plt, colour = pyplot(), colours(runs)
     series = list(scaled(runs).items())
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(series), figsize=(4.0 * len(series), 3.2), squeeze=False, layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, len(series), figsize=(4.0 * len(series) + 1.6, 3.2), squeeze=False, layout="constrained", sharey=True)
         for axis, (title, lines) in zip(axes.flat, series, strict=True):
             for (program, name), points in lines.items():
                 tokens = [count for count, _ in points]
@@ -88,7 +88,8 @@ def scaling(runs: Sequence[Run]) -> str:
             axis.set_title(title, loc="left")
             axis.set_xlabel("tokens")
         axes[0, 0].set_ylabel("speed-up over one process")
-        axes[0, -1].legend(frameon=False, fontsize=8)
+        handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
         return as_svg(plt, figure)
 
 

@@ -52,11 +52,19 @@ def test_a_tiny_run(tmp_path, capsys, monkeypatch):
     assert "| torch | r2 |" in (tmp_path / "page.md").read_text() and (tmp_path / "page-times-1.svg").exists()
 
 
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text("[1]")
+    with pytest.raises(SystemExit, match="was not written by --json"):
+        main(["--read", str(path)])
+
+
 def test_emulated_ranks_need_no_other_process(tmp_path, capsys):
     path = tmp_path / "emulated.json"
     arguments = ["--emulate-ranks", "2", "4", "--mesh", "u2r2", "--model", "tiny:pattern-rope", "--size", "128x128", "--rounds", "2", "--hardware", "A100", "--json", str(path)]
     assert main(arguments) == 0
     (found,) = json.loads(path.read_text())["emulated"]
     assert [(row["ulysses"], row["ring"]) for row in found["rows"]] == [(2, 1), (2, 2)] and found["machine"] == "A100, NVLink"
-    assert main(["--read", str(path), "--write", str(tmp_path / "page.md")]) == 0
+    assert main(["--read", str(path), str(path), "--json", str(tmp_path / "both.json")]) == 0
+    assert main(["--read", str(tmp_path / "both.json"), "--write", str(tmp_path / "page.md")]) == 0
     assert capsys.readouterr().out.count("u2r2") >= 2 and "tiny:pattern-rope at 128x128, float32" in (tmp_path / "page.md").read_text()
