@@ -19,8 +19,9 @@ from seqpar.errors import SeqparError
 from seqpar.passes.arguments import canonical_call
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
+from seqpar.runtime.travel import check_comm_dtype
 
-OPTIONS = ("ulysses", "ring", "mesh", "backend")
+OPTIONS = ("ulysses", "ring", "mesh", "backend", "comm_dtype")
 # Attention is written with one of these; a graph with none of them has nothing to shard.
 ATTENTION_NAMES = ("scaled_dot_product_attention", "softmax", "attention")
 
@@ -33,9 +34,11 @@ class Options:
     ring: int = 1
     mesh: Any = None
     backend: str | Callable[..., Any] = "inductor"
+    comm_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_degrees(self.ulysses, self.ring)
+        check_comm_dtype(self.comm_dtype)
         if self.backend == "seqpar":
             raise SeqparError('options["backend"] is what compiles the emitted program ("inductor", "eager", ...), it cannot be "seqpar" itself')
 
@@ -55,7 +58,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     Args:
         gm: the graph; its placeholders are inputs and parameters.
         example_inputs: one tensor or (symbolic) integer per placeholder, full (global) shapes.
-        options: "ulysses", "ring", "mesh", "backend".
+        options: "ulysses", "ring", "mesh", "backend", "comm_dtype".
         mode: not used.
 
     Raises:
@@ -68,7 +71,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     kinds = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     mesh = sequence_mesh(settings.ulysses, settings.ring, settings.mesh, kinds[0] if kinds else "cpu")
     leaves = concrete_inputs(gm, example_inputs)
-    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None)
+    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None, comm_dtype=settings.comm_dtype)
     builder.warned = True  # a piece between two graph breaks may well have nothing to shard
     with outside_compiler():
         program = builder.build(canonical_call(builder.signature, leaves, {}), static=True)

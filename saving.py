@@ -43,7 +43,8 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     content, raw = write_module(compiled, codec, builder.ulysses * builder.ring)
     header = {
         "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
-        "dynamic": builder.dynamic, "backend": builder.backend, "model": model_facts(model),
+        "dynamic": builder.dynamic, "backend": builder.backend,
+        "comm_dtype": codec.write(builder.comm_dtype), "model": model_facts(model),
     }  # fmt: skip
     if builder.mesh is not None and builder.mesh.rank > 0:
         return
@@ -89,7 +90,7 @@ def load(
             if wanted not in (None, found):
                 raise MeshError(f"{path} holds programs for {name}={found}, not {wanted}: compile for the new degrees and save again")
         built = sequence_mesh(*degrees, mesh, device_type(model, (), {}))
-        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"])
+        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"], comm_dtype=Codec(device_of(model)).read(header["comm_dtype"]))
         try:
             check_model(header, model, path)
             loaded = read_module(archive.json, archive.bytes, model, builder, Codec(device_of(model)))

@@ -67,6 +67,8 @@ EMIT_MUTANTS = (
     Mutant("a value is not gathered", "passes/emit.py", "self.hold(node, middle, self._gather(node, known[have], have, middle))", "self.hold(node, middle, known[have])", EMIT),
     Mutant("a part of the first rank is sliced everywhere", "passes/emit.py", '(y, d, segments), {"rank": self.view.rank}', '(y, d, segments), {"rank": 0}', EMIT),
     Mutant("a factor inside a product is cut outside of it", "passes/emit.py", "done = emit(opened, dim + 1, segments)", "done = emit(opened, dim, segments)", EMIT),
+    Mutant("a rank's own part is not rounded where all hold it", "runtime/ulysses.py", "x if all(map(is_sharded, segments)) else form.rounded(x)", "x", ("tests/runtime/test_travel.py",)),
+    Mutant("an exchange ends before work that it could hide", "passes/schedule.py", "                self.fill(node, upcoming)\n", "", ("tests/passes/test_schedule.py",)),
     Mutant("a partial sum is not completed", "passes/emit.py", 'reduced = self.call(all_reduce, (emitted, kind), {"group": "sp"})', "reduced = emitted", EMIT),
     Mutant(
         "a mean is divided by the local count", "passes/emit.py", "product(self.view.inference.table.axis_length(relation.operand_axes[i][d]) for i, d in dims)",
