@@ -156,6 +156,7 @@ class _Order:
             self.start(node)
         self.need([n for n in nodes[self.first :] if n not in self.done and n.op != "output"], len(collectives))
         self.emit(node for node in nodes if node.op == "output")
+        assert sum(step.half != 0 for step in self.steps) == len(nodes), "every node comes once"
         return self.steps
 
     def emit(self, nodes: Iterable[Node]) -> None:
@@ -195,6 +196,8 @@ class _Order:
             else:
                 self.emit((node,))
         for node in late:
+            if node in self.done:  # filled the time of another exchange
+                continue
             if node in self.flying:
                 self.fill(node, upcoming)
                 self.finish(node)

@@ -2,18 +2,20 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import seqpar
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.bind import bind_groups
+from seqpar.passes.count import count
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import partition
 from seqpar.passes.save_graph import Constants, read_constants, read_graph, write_graph
 from seqpar.passes.save_values import Codec
 from seqpar.passes.schedule import MEMORY_BOUND, Step, _Program, collectives_of, schedule
 from seqpar.passes.trace import trace
+from seqpar.runtime.layout import finish_gather, gather, start_gather
 from seqpar.runtime.mesh import build_mesh
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import (
@@ -189,3 +191,44 @@ def test_what_a_user_verifies_is_scheduled():
     torch.manual_seed(0)
     report = verify(Blocks(), (torch.randn(2, 5, 16), torch.randn(2, 24, 16), torch.randn(2, 16)), ulysses=2, ring=2)
     assert report.ok and report.plan.comm_calls["all_to_all"] == 4
+
+
+class Two(nn.Module):
+    """Two attentions that do not need each other, and work on both results."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 96), nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x):
+        parts = self.qkv(x).unflatten(-1, (6, 4, -1)).permute(2, 0, 3, 1, 4)
+        a, b = (F.scaled_dot_product_attention(*parts[i : i + 3]).transpose(1, 2).flatten(2) for i in (0, 3))
+        return self.out[0](a) + self.out[1](b) * self.out[2](a).sigmoid()
+
+
+@pytest.mark.parametrize("latency", [20e-6, 1.0])
+def test_two_exchanges_in_flight(latency):
+    torch.manual_seed(0)
+    found = trace(Two(), (torch.randn(2, 13, 16),), {}, dynamic=False)
+    partitioned = partition(found, ulysses=2)
+    before = partitioned.emitted(1)
+    after = schedule(before, partitioned.counts[1], Machine(latency_s=latency))
+    nodes = list(after.graph.nodes)
+    flying = 0, 0
+    for node in nodes:
+        now = flying[1] + (node.target in (start_seq_to_heads, start_heads_to_seq)) - (node.target in (finish_seq_to_heads, finish_heads_to_seq))
+        flying = max(flying[0], now), now
+    assert flying == (2, 0), "both are on their way at once, and all arrive"
+    assert sorted(n.name for n in nodes if not n.name.endswith("_wire")) == sorted(n.name for n in before.graph.nodes), "everything is done once"
+    assert collectives_of(after.graph) == collectives_of(before.graph) and verify_traced(found, ulysses=2, ring=1, machine=Machine(latency_s=latency)).ok
+
+
+def test_what_fills_one_exchange_is_not_done_again_after_another():
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    first, second = (graph.call_function(gather, (value, 0, ((4, 4),)), {"group": "sp"}) for value in (x, y))
+    graph.output(tuple(graph.call_function(aten.cumsum.default, (value, 0)) for value in (first, second)))
+    gm = fx.GraphModule(nn.Module(), graph)
+    scheduled = schedule(gm, count(gm, [torch.ones(4, 2)] * 2, ulysses=2, ring=1, rank=0), Machine(latency_s=1.0))
+    targets = [n.target for n in scheduled.graph.nodes if n.op == "call_function"]
+    assert targets == [start_gather, start_gather, finish_gather, aten.cumsum.default, finish_gather, aten.cumsum.default]
