@@ -20,8 +20,9 @@ from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
+from seqpar.runtime.travel import check_comm_dtype
 
-OPTIONS = ("ulysses", "ring", "mesh", "backend")
+OPTIONS = ("ulysses", "ring", "mesh", "backend", "comm_dtype")
 # Nodes know the module that made them, but not by which name a value went in, or as which output it came out.
 NO_PLAN = (
     "backend 'seqpar' has no option sp_plan: Dynamo's graph does not say which value is which input or output of a module, so no entry could be placed in it. "
@@ -39,9 +40,11 @@ class Options:
     ring: int = 1
     mesh: Any = None
     backend: str | Callable[..., Any] = "inductor"
+    comm_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_degrees(ulysses=self.ulysses, ring=self.ring)
+        check_comm_dtype(self.comm_dtype)
         if self.backend == "seqpar":
             raise SeqparError('options["backend"] is what compiles the emitted program ("inductor", "eager", ...), it cannot be "seqpar" itself')
 
@@ -63,7 +66,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     Args:
         gm: the graph; its placeholders are inputs and parameters.
         example_inputs: one tensor or (symbolic) integer per placeholder, full (global) shapes.
-        options: "ulysses", "ring", "mesh", "backend".
+        options: "ulysses", "ring", "mesh", "backend", "comm_dtype".
         mode: not used.
 
     Raises:
@@ -76,7 +79,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     kinds = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     mesh = sequence_mesh(settings.ulysses, settings.ring, settings.mesh, kinds[0] if kinds else "cpu")
     leaves = concrete_inputs(gm, example_inputs)
-    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None)
+    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None, comm_dtype=settings.comm_dtype)
     builder.warned = True  # a piece between two graph breaks may well have nothing to shard
     with outside_compiler():
         program = builder.build(canonical_call(builder.signature, leaves, {}), static=True)

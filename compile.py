@@ -25,6 +25,7 @@ from seqpar.program import Interface, Program
 from seqpar.runner import Runner
 from seqpar.runtime.current import whole_tensors
 from seqpar.runtime.mesh import build_mesh, check_degrees
+from seqpar.runtime.travel import check_comm_dtype
 from seqpar.signature import read
 from seqpar.sp_plan import declarations
 
@@ -46,6 +47,7 @@ def sp_compile(
     dynamic: bool | None = None,
     backend: str | None = None,
     sp_plan: Any = None,
+    comm_dtype: torch.dtype | None = None,
 ) -> SequenceParallelModule:
     """Compile `model` into a sequence-parallel module over `ulysses` x `ring` processes.
 
@@ -62,9 +64,12 @@ def sp_compile(
         backend: a Dynamo backend for the emitted program, for example "inductor"; None runs it as it is.
         sp_plan: a declared plan (`seqpar.sp_plan`): an `_sp_plan`, a diffusers `_cp_plan`, or "model" for that of the model's class. Its tensors
             are split and gathered as it says, everything else is inferred.
+        comm_dtype: torch.bfloat16 or torch.float8_e4m3fn: queries, keys, values and results of attention are rounded to it while they travel between ranks,
+            where they are wider. Fewer bytes, another result: `verify` with the same argument says by how much. None: they travel as they are.
 
     Raises:
         PlanError: `sp_plan` contradicts the model.
+        UnsupportedError: nothing travels as `comm_dtype`.
         MeshError: degrees, world size, mesh do not fit, or there is no process group.
         TraceError: the model cannot be traced.
         SignatureError: the example inputs do not fit the model.
@@ -72,9 +77,11 @@ def sp_compile(
     """
     logs.configure()
     check_degrees(ulysses=ulysses, ring=ring)
+    check_comm_dtype(comm_dtype)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
-    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend, declarations(model, sp_plan))
+    built = sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs))
+    builder = Compiler(model, ulysses, ring, built, dynamic, backend, declarations(model, sp_plan), comm_dtype)
     return SequenceParallelModule(model, builder, args, kwargs)
 
 
@@ -111,15 +118,25 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
 class Compiler:
     """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
 
-    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None, plan: Sequence[Declaration] | None = None):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        ulysses: int,
+        ring: int,
+        mesh: Any,
+        dynamic: bool | None,
+        backend: str | None,
+        plan: Sequence[Declaration] | None = None,
+        comm_dtype: torch.dtype | None = None,
+    ):
         self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
-        self.dynamic, self.backend, self.plan = dynamic, backend, plan
+        self.dynamic, self.backend, self.plan, self.comm_dtype = dynamic, backend, plan, comm_dtype
         self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan}"
+        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan} comm_dtype={self.comm_dtype}"
         self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
         cache = self.cache(call, dynamic)
@@ -168,7 +185,7 @@ class Compiler:
         """The bound program of this rank, and what must be equal on all ranks."""
         from seqpar.passes.pipeline import partition
 
-        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring)
+        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring, comm_dtype=self.comm_dtype)
         if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
@@ -181,7 +198,7 @@ class Compiler:
         interface = Interface.of(slim, partitioned.conditions)
         split = bool(axes_used(unbound))
         program = Program(interface, gm, run, partitioned.plan, split, rank=rank, traced=slim)
-        return program, partitioned.fingerprint
+        return program, f"{partitioned.fingerprint}\ncollectives {partitioned.collectives(rank)}"
 
     def compiled(self, fullgraph: bool, dynamic: bool) -> Callable[[fx.GraphModule], Callable[..., Any]] | None:
         """What compiles a program for the chosen backend; None runs it as it is."""

@@ -17,6 +17,7 @@ from seqpar.denoiser import Denoiser, attribute_set, forward_replaced
 from seqpar.errors import UnsupportedError
 from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
+from seqpar.runtime.travel import check_comm_dtype
 
 HANDLE = "_seqpar_handle"
 BAR_CONFIG = "_progress_bar_config"  # where diffusers keeps what set_progress_bar_config was given
@@ -24,7 +25,8 @@ NEEDED = ("__call__", "components", "progress_bar")  # what is used of diffusers
 
 
 def parallelize(
-    pipe: Any, *, ulysses: int = 1, ring: int = 1, mesh: Any = None, dynamic: bool | None = None, backend: str | None = None
+    pipe: Any, *, ulysses: int = 1, ring: int = 1, mesh: Any = None, dynamic: bool | None = None, backend: str | None = None,
+    comm_dtype: torch.dtype | None = None,
 ) -> ParallelPipeline:
     """Make `pipe(...)` run its denoisers on `ulysses` x `ring` processes. Every rank calls it, and later calls `pipe` with the same arguments.
 
@@ -55,7 +57,8 @@ def parallelize(
         if getattr(part, HANDLE, None) is not None:
             raise UnsupportedError(f"this {type(part).__name__}{f' ({path})' if path else ''} is parallelised already: call its unparallelize() first")
     check_degrees(ulysses=ulysses, ring=ring)
-    return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), dynamic, backend)
+    check_comm_dtype(comm_dtype)
+    return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), dynamic=dynamic, backend=backend, comm_dtype=comm_dtype)
 
 
 def unparallelize(pipe: Any) -> None:
@@ -72,11 +75,11 @@ class ParallelPipeline:
     denoisers: by component name, those met in the calls so far.
     """
 
-    def __init__(self, pipe: Any, mesh: Any, dynamic: bool | None, backend: str | None) -> None:
+    def __init__(self, pipe: Any, mesh: Any, **settings: Any) -> None:
         self.pipe = pipe
         self.denoisers: dict[str, Denoiser] = {}
         self._mesh = mesh
-        self._compile = functools.partial(sp_compile, ulysses=mesh.ulysses, ring=mesh.ring, mesh=mesh.device_mesh, dynamic=dynamic, backend=backend)
+        self._compile = functools.partial(sp_compile, ulysses=mesh.ulysses, ring=mesh.ring, mesh=mesh.device_mesh, **settings)
         self._loops = 0  # denoising loops that are running
         self._same: SameInputs | None = None
         self._kinds = [(part, type(part)) for part in _pipelines(pipe).values()]

@@ -12,10 +12,11 @@ from seqpar.compile import split_inputs, traced_with
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
 from seqpar.runtime.mesh import check_degrees
+from seqpar.runtime.travel import check_comm_dtype
 from seqpar.sp_plan import declarations
 
 
-def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1, sp_plan: Any = None) -> Plan:
+def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1, sp_plan: Any = None, comm_dtype: torch.dtype | None = None) -> Plan:
     """The plan of `ulysses * ring` ranks for these input sizes.
 
     Model and inputs may live on the meta device: a full-size plan needs no memory and no GPU.
@@ -23,6 +24,7 @@ def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, An
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         sp_plan: a declared plan, as in `sp_compile`.
+        comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`.
 
     Raises:
         SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
@@ -30,4 +32,6 @@ def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, An
     logs.configure()
     check_degrees(ulysses=ulysses, ring=ring)
     args, kwargs = split_inputs(example_inputs)
-    return partition(traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False), ulysses=ulysses, ring=ring).plan
+    check_comm_dtype(comm_dtype)
+    traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False)
+    return partition(traced, ulysses=ulysses, ring=ring, comm_dtype=comm_dtype).plan

@@ -24,6 +24,7 @@ from seqpar.runtime.mesh import check_degrees
 from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
 from seqpar.sp_plan import declarations
 
+COMM_TOLERANCE: dict[torch.dtype | None, float] = {torch.bfloat16: 2e-2, torch.float8_e4m3fn: 0.1}  # with these as `comm_dtype`
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
@@ -31,7 +32,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, to
 class Report:
     """Result of a verification. Errors are the largest over ranks and outputs; max_rel_err is |out - ref| / |ref| (2-norm).
 
-    first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`.
+    first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`. tolerance: the relative error that was allowed
+    (the largest of all outputs).
     """
 
     ok: bool
@@ -39,18 +41,21 @@ class Report:
     max_rel_err: float
     first_divergence: str | None
     plan: Plan
+    tolerance: float = 0.0
 
     def __str__(self) -> str:
+        rounded = f", exchanged as {self.plan.comm_dtype}" if self.plan.comm_dtype else ""
         state = "ok" if self.ok else f"DIFFERS, first at {self.first_divergence}"
-        return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks"
+        return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks (tolerance {self.tolerance:.0e}{rounded})"
 
 
-def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False, sp_plan: Any = None) -> Report:
+def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False, sp_plan: Any = None, comm_dtype: torch.dtype | None = None) -> Report:
     """Compare the sequence-parallel program with the model, all ranks in this process, no launcher.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         sp_plan: a declared plan, as in `sp_compile`.
+        comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`; `ok` then allows for it (`COMM_TOLERANCE`), and `max_rel_err` says what it costs.
 
     Raises:
         SeqparError: the model cannot be traced or partitioned; PlanError among them.
@@ -61,7 +66,7 @@ def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, rin
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
     with torch.no_grad(), whole_tensors():
         expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
+    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, comm_dtype=comm_dtype)
 
 
 def verify_traced(
@@ -72,21 +77,24 @@ def verify_traced(
     expected: Sequence[Any] | None = None,
     machine: Machine | None = None,
     options: Options = Options(),  # noqa: B008
+    comm_dtype: torch.dtype | None = None,
 ) -> Report:
     """`verify` for a model that is traced already; its example inputs are the ones compared.
 
     expected: the model's own outputs as leaves; without them, those of the traced graph. machine: what decides
     between strategies.
     """
-    partitioned = partition(traced, ulysses=ulysses, ring=ring, machine=machine, options=options)
+    partitioned = partition(traced, ulysses=ulysses, ring=ring, machine=machine, options=options, comm_dtype=comm_dtype)
     inputs = [traced.call.leaves[i].contiguous() for i in traced.input_positions]
     with torch.no_grad():
         reference = traced.gm(*inputs)
         reference = reference if expected is None else [*expected, *reference[len(expected) :]]
         outputs = simulate(partitioned, inputs)
-    absolute, relative, ok = compare(reference, outputs, attention_tolerance(partitioned.traced.gm.graph))
+    least = max(attention_tolerance(partitioned.traced.gm.graph), COMM_TOLERANCE.get(comm_dtype, 0.0))
+    absolute, relative, ok = compare(reference, outputs, least)
     divergence = None if ok else find_divergence(partitioned, inputs)
-    return Report(ok, absolute, relative, divergence, partitioned.plan)
+    allowed = max((allowance(x, least) for x in reference if isinstance(x, Tensor)), default=least)
+    return Report(ok, absolute, relative, divergence, partitioned.plan, allowed)
 
 
 def simulate(partitioned: Partitioned, inputs: Sequence[Tensor], watch: Callable[[int, fx.Node, Any], None] | None = None) -> list[Any]:
@@ -139,7 +147,7 @@ def compare(reference: Sequence[Any], outputs: Sequence[Sequence[Any]], least: f
         for rank_outputs in outputs:
             error, rel = difference(rank_outputs[i], expected)
             absolute, relative = max(absolute, error), max(relative, rel)
-            ok = ok and rel <= (max(tolerance(expected), least) if expected.is_floating_point() else tolerance(expected)) and same_bits(rank_outputs[i], outputs[0][i])
+            ok = ok and rel <= allowance(expected, least) and same_bits(rank_outputs[i], outputs[0][i])
     return absolute, relative, ok
 
 
@@ -168,6 +176,11 @@ def tolerance(value: Tensor) -> float:
     return TOLERANCE.get(value.dtype, 1e-5 if value.is_complex() else 0.0)
 
 
+def allowance(value: Tensor, least: float) -> float:
+    """The relative error that is allowed; `least` for any floating point."""
+    return max(tolerance(value), least) if value.is_floating_point() else tolerance(value)
+
+
 def find_divergence(partitioned: Partitioned, inputs: Sequence[Tensor]) -> str | None:
     """The first node of the model (in program order) whose reassembled value differs; keeps every value, so for debugging sizes."""
     expected: dict[str, Any] = {}
@@ -194,7 +207,7 @@ def find_divergence(partitioned: Partitioned, inputs: Sequence[Tensor]) -> str |
             if node.name in values:
                 local = localised(partitioned, node, expected[node.name], rank)
                 _, relative = difference(values[node.name], local)
-                if relative > tolerance(local):
+                if relative > allowance(local, COMM_TOLERANCE.get(partitioned.comm_dtype, 0.0)):
                     return f"{node.name} ({node.target}) on rank {rank}, relative error {relative:.1e}, {one_line(node)}"
     return bad[0] if bad else "the outputs only"
 

@@ -149,13 +149,13 @@ class Exchange:
         out = self._attend(q, k, v, mask)
         if self.ulysses > 1:
             heads = tuple(self.heads.queries)
-            out = self.emitter.call(heads_to_seq, (out, self.in_row(self.results, self.row_order), heads), {"group": "ulysses"})
+            out = self.emitter.exchange(heads_to_seq, (out, self.in_row(self.results, self.row_order), heads), {"group": "ulysses"})
         return out
 
     def _to_heads(self, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
         rows, columns = self.in_row(self.rows, self.row_order), self.in_row(self.columns, self.column_order)
         heads = [tuple(self.heads.queries), tuple(self.heads.keys), tuple(self.heads.keys)]
-        moved = self.emitter.call(seq_to_heads, ([q, k, v], [rows, columns, columns], heads), {"group": "ulysses"})
+        moved = self.emitter.exchange(seq_to_heads, ([q, k, v], [rows, columns, columns], heads), {"group": "ulysses"})
         q, k, v = (self.emitter.call(operator.getitem, (moved, i)) for i in range(3))
         index = self.heads.expansion[self.ulysses_rank]
         if index is not None:
@@ -180,9 +180,9 @@ class Exchange:
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
         if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
             (parts,) = self.over_ring(self.rows, self.row_order)
-            return self.emitter.call(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
+            return self.emitter.exchange(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
-        return self.emitter.call(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
+        return self.emitter.exchange(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 
 
 def emit_exchange(emitter: Emitter, node: Node, relation: Relation, operands: dict[Node, Node]) -> Node:

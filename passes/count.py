@@ -28,11 +28,16 @@ AROUND_THE_RING = (ring_attention, split_kv_attention, zigzag_attention)
 
 @dataclass
 class Counts:
-    """flops: per node name; traffic: bytes and calls per kind, received by this rank; received: the same per node that communicates."""
+    """flops: per node name; traffic: bytes and calls per kind, received by this rank; received: the same per node that communicates.
+
+    made: bytes of the new storages of a node's results, touched: those of its operands and results; of nodes that make any (a view makes none).
+    """
 
     flops: dict[str, int] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     received: dict[str, Traffic] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+    touched: dict[str, int] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> int:
@@ -81,12 +86,21 @@ class CountInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
-        if "group" not in n.kwargs:
-            return super().run_node(n)
-        before = self.counts.traffic.copy()
+        before = self.counts.traffic.copy() if "group" in n.kwargs else None
         result = super().run_node(n)
-        self.counts.received[n.name] = self.counts.traffic.since(before)
+        if before is not None:
+            self.counts.received[n.name] = self.counts.traffic.since(before)
+        if n.op == "call_function":
+            self._note_bytes(n, result)
         return result
+
+    def _note_bytes(self, n: fx.Node, result: Any) -> None:
+        read, made = ([t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)] for values in ([self.env[i] for i in n.all_input_nodes], result))
+        known = {t.untyped_storage()._cdata for t in read}
+        new = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in made) if storage._cdata not in known}
+        if new:
+            self.counts.made[n.name] = sum(new.values())
+            self.counts.touched[n.name] = sum(t.numel() * t.element_size() for t in (*read, *made))
 
 
 def whole_result(node: fx.Node) -> Any:

@@ -39,9 +39,10 @@ aten = torch.ops.aten
 class Emitter:
     """Rewrites one graph for one rank. `values[node][layout]` are the emitted nodes that hold a value in a layout."""
 
-    def __init__(self, source: Graph, view: LayoutView, symbols: Mapping[sympy.Symbol, tuple[int, int]]) -> None:
+    def __init__(self, source: Graph, view: LayoutView, symbols: Mapping[sympy.Symbol, tuple[int, int]], comm_dtype: torch.dtype | None = None) -> None:
         self.source = source
         self.view = view
+        self.comm_dtype = comm_dtype
         self.graph = Graph()
         self.sizes = ExpressionEmitter(self.graph, symbols)
         self.values: dict[Node, dict[Layout, Node]] = {}
@@ -175,6 +176,10 @@ class Emitter:
                     node.meta[key] = self.current.meta[key]
             node.meta["seqpar_source"] = self.current.name
         return node
+
+    def exchange(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        """A call that exchanges what an attention reads or makes, rounded on the way if the user asked for that."""
+        return self.call(target, args, kwargs if self.comm_dtype is None else {**kwargs, "comm_dtype": self.comm_dtype})
 
     def emit_call(self, node: Node, relation: Relation) -> None:
         refuse_random(node, relation)

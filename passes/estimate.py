@@ -14,11 +14,19 @@ from seqpar.passes.count import Counts
 from seqpar.runtime.counting import KINDS
 
 RING = "ring"
+FLOPS_PER_BYTE = 100  # operations that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
+LAUNCH_S = 3e-6  # of one operator
 
 
 def transfer_seconds(received: int, calls: int, machine: Machine) -> float:
     """Time on the wire of `calls` collectives that bring `received` bytes to one rank."""
     return received / machine.bytes_per_s + calls * machine.latency_s
+
+
+def node_seconds(counts: Counts, name: str, machine: Machine) -> float:
+    """Computing time of one node, communication left out: bound by arithmetic or by memory; 0 for views, weights and inputs."""
+    work = max(counts.flops.get(name, 0), FLOPS_PER_BYTE * counts.touched.get(name, 0))
+    return work / machine.flops_per_s + LAUNCH_S if work else 0.0
 
 
 def predict(counts: Counts, machine: Machine, nodes: Iterable[str] | None = None) -> Mapping[str, float]:

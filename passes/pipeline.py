@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import sympy
+import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
@@ -30,14 +31,17 @@ from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.options import Options
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
 from seqpar.passes.progress import Dump, run_passes, stage
 from seqpar.passes.recognise import recognise_attention
+from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
+from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes.
 NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks)
@@ -56,6 +60,7 @@ class Partitioned:
         options: Options = Options(),  # noqa: B008
         machine: Machine = Machine(),  # noqa: B008
         notes: tuple[str, ...] = (),
+        comm_dtype: torch.dtype | None = None,
     ) -> None:
         self.traced = traced
         self.machine = machine
@@ -63,8 +68,12 @@ class Partitioned:
         self.solution = solution
         self.options = options
         self.notes = notes
+        self.comm_dtype = comm_dtype
         self._seconds = seconds
+        self._emitted: dict[int, fx.GraphModule] = {}
         self._programs: dict[int, fx.GraphModule] = {}
+        self.known_counts: dict[object, Counts] = {}  # by what they depend on
+        self.meta_results = MetaResults()
         self.dump = Dump()  # where the passes of this program are written to
 
     @property
@@ -97,7 +106,7 @@ class Partitioned:
         """Equal on ranks that run the same program; covers the graph, the sizes, the labels and the mesh."""
         digest = hashlib.sha256()
         degrees = self.solution.degrees
-        digest.update(f"{degrees.ulysses} {degrees.ring}\n".encode())
+        digest.update(f"{degrees.ulysses} {degrees.ring} {self.comm_dtype}\n".encode())
         view = self.view
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
@@ -107,19 +116,37 @@ class Partitioned:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()
 
+    def collectives(self, rank: int) -> list[str]:
+        """What a rank's program calls, over which ranks, in order; the same on all ranks."""
+        return collectives_of(self.program(rank).graph)
+
     def program(self, rank: int) -> fx.GraphModule:
         """The program of `rank`, groups still named by axis; same placeholders and outputs as `traced.gm`."""
-        if self.solution.degrees.ranks == 1 or self.nothing_to_shard:
-            return detach(self.traced.gm, pins=True)[0]
         if rank not in self._programs:
-            started = time.perf_counter()
-            first = not self._programs
-            with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
-                emitter = Emitter(self.traced.gm.graph, self.view.for_rank(rank), self.traced.symbols)
-                self._programs[rank] = with_graph(self.traced.gm, emitter.run())
-            self.dump.graph(f"program_of_rank_{rank}", self._programs[rank], self.traced.gm)
-            self._seconds.setdefault("rewrite", time.perf_counter() - started)
+            program = self.emitted(rank)
+            if self.options.schedule and not self._alone:
+                program = schedule(program, counts_of(self, rank), self.machine)
+                self.dump.graph(f"scheduled_of_rank_{rank}", program, self.traced.gm)
+            self._programs[rank] = program
         return self._programs[rank]
+
+    def emitted(self, rank: int) -> fx.GraphModule:
+        """The program before its exchanges are put behind work."""
+        if self._alone:
+            return detach(self.traced.gm, pins=True)[0]
+        if rank not in self._emitted:
+            started = time.perf_counter()
+            first = not self._emitted
+            with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
+                emitter = Emitter(self.traced.gm.graph, self.view.for_rank(rank), self.traced.symbols, self.comm_dtype)
+                self._emitted[rank] = with_graph(self.traced.gm, emitter.run())
+            self.dump.graph(f"program_of_rank_{rank}", self._emitted[rank], self.traced.gm)
+            self._seconds.setdefault("rewrite", time.perf_counter() - started)
+        return self._emitted[rank]
+
+    @property
+    def _alone(self) -> bool:
+        return self.solution.degrees.ranks == 1 or self.nothing_to_shard
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -144,17 +171,27 @@ class Partitioned:
     @cached_property
     def counts(self) -> list[Counts]:
         """What the program of every rank does, by running it on meta tensors."""
-        return counts_of(self)
+        return [counts_of(self, rank) for rank in range(self.solution.degrees.ranks)]
 
 
-def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machine | None = None, options: Options = Options()) -> Partitioned:  # noqa: B008
-    """Decide and prepare the programs of `ulysses * ring` ranks.
+def partition(
+    traced: Traced,
+    *,
+    ulysses: int = 1,
+    ring: int = 1,
+    machine: Machine | None = None,
+    options: Options = Options(),  # noqa: B008
+    comm_dtype: torch.dtype | None = None,
+) -> Partitioned:
+    """Decide and prepare the programs of `ulysses * ring` ranks. comm_dtype: what attention's exchanges are rounded to (`runtime/travel.py`).
 
     Raises:
         MeshError: `ulysses` exceeds the heads of every attention.
         PlanError: what is declared contradicts the graph.
+        UnsupportedError: nothing travels as `comm_dtype`.
         TraceError: a size depends on activations.
     """
+    check_comm_dtype(comm_dtype)
     sizes = Sizes(symbol_hints(traced.shape_env))
     started = time.perf_counter()
     dump = Dump.open(f"{ulysses}x{ring}")
@@ -178,7 +215,7 @@ def partition(traced: Traced, *, ulysses: int = 1, ring: int = 1, machine: Machi
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
     notes += honoured(traced, inference, solution) if pinned else ()
-    partitioned = Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, seconds, options, machine or Machine(), notes)
+    partitioned = Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, seconds, options, machine or Machine(), notes, comm_dtype)
     dump.text("layouts", partitioned.layouts)
     partitioned.dump = dump
     return partitioned

@@ -66,6 +66,7 @@ class Plan:
     nothing_to_shard: bool = False
     notes: tuple[str, ...] = ()  # what became of a declared plan
     machine: str = ""
+    comm_dtype: str = ""  # what exchanges of attention are rounded to; "" for nothing
     predicted_seconds: Mapping[str, float] = field(default_factory=dict)
     predicted_alone: float = 0.0
     inspector: Inspector | None = field(default=None, compare=False, repr=False)

@@ -15,7 +15,6 @@ from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.estimate import predict
 from seqpar.passes.localise import one_line
-from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
         seconds=partitioned.seconds,
         nothing_to_shard=partitioned.nothing_to_shard,
         notes=partitioned.notes,
+        comm_dtype="" if partitioned.comm_dtype is None else str(partitioned.comm_dtype).removeprefix("torch."),
         machine=partitioned.machine.name,
         predicted_seconds=max(predicted, key=lambda p: p["total"]),
         predicted_alone=sum(whole.values()) / partitioned.machine.flops_per_s,
@@ -59,17 +59,14 @@ def _contraction(node: Node, sizes: Sizes) -> int:
     return node_work(node, sizes) if "flops" in node.meta or is_contraction(node.target) else 0
 
 
-def counts_of(partitioned: Partitioned) -> list[Counts]:
-    """Counts of every rank; ranks that hold and exchange parts of the same sizes share one run."""
-    degrees, example = partitioned.solution.degrees, example_of(partitioned)
-    known: dict[object, Counts] = {}
-    counts, results = [], MetaResults()
-    for rank in range(degrees.ranks):
-        key = None if partitioned.nothing_to_shard else _sizes_of(partitioned, rank) if partitioned.options.share_counts else rank
-        if key not in known:
-            known[key] = count(partitioned.program(rank), example, ulysses=degrees.ulysses, ring=degrees.ring, rank=rank, results=results)
-        counts.append(known[key])
-    return counts
+def counts_of(partitioned: Partitioned, rank: int) -> Counts:
+    """Counts of a rank's program as it was emitted; ranks that hold and exchange parts of the same sizes share one run."""
+    degrees = partitioned.solution.degrees
+    key = None if partitioned.nothing_to_shard else _sizes_of(partitioned, rank) if partitioned.options.share_counts else rank
+    known = partitioned.known_counts
+    if key not in known:
+        known[key] = count(partitioned.emitted(rank), example_of(partitioned), ulysses=degrees.ulysses, ring=degrees.ring, rank=rank, results=partitioned.meta_results)
+    return known[key]
 
 
 def example_of(partitioned: Partitioned) -> list[torch.Tensor]:

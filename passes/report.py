@@ -23,6 +23,8 @@ def explain(plan: Plan) -> str:
         f"work      {amount(plan.flops_total)}FLOP in one process, {amount(max(plan.flops_per_rank))}FLOP on the busiest rank; {plan.sharded_flop_fraction:.4f} of it sharded",
         f"received  {communication(plan)}",
     ]
+    if plan.comm_dtype:
+        lines.append(f"rounded   to {plan.comm_dtype} on the way: queries, keys, values and results of attention over the mesh, where they are wider")
     if plan.predicted_seconds:
         lines.append(f"time      {prediction(plan)}")
     if details is not None:

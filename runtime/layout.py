@@ -62,6 +62,15 @@ def sharded_only(segments: Segments, ranges: Sequence[Range]) -> list[Range]:
     return [r for segment, r in zip(segments, ranges, strict=True) if is_sharded(segment)]
 
 
+def part_length(segments: Segments, rank: int) -> int:
+    """How many positions of the sharded segments a rank holds."""
+    length = 0
+    for segment in segments:
+        if isinstance(segment, tuple | list):
+            length = length + segment[rank]
+    return length
+
+
 def total(ranges: Sequence[Range]) -> int:
     """The summed length of the ranges."""
     return sum(length for _, length in ranges)
@@ -89,36 +98,71 @@ def gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
     return gather_many([x], [dim], [segments], group=group)[0]
 
 
+def start_gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
+    """The 1-D buffer of all ranks' parts, on its way; `finish_gather` reads it. Empty if nothing is sharded."""
+    return _start_gather([x], [dim], [segments], group)
+
+
+def finish_gather(wire: Tensor, x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
+    """Wait for what `start_gather` of the same arguments began: the result of `gather`."""
+    return _finish_gather(wire, [x], [dim], [segments], group)[0]
+
+
 def first_rank(x: Tensor, *, group: Group) -> Tensor:
     """The value that the group's first rank has, on every rank; same shape. Makes values that differ in rounding equal."""
-    wire = to_wire(x.contiguous())
-    first = wait(start_all_gather(wire.reshape(-1), group)).narrow(0, 0, wire.numel())
-    return from_wire(first.reshape(wire.shape), x.dtype)
+    return finish_first_rank(start_first_rank(x, group=group), x, group=group)
+
+
+def start_first_rank(x: Tensor, *, group: Group) -> Tensor:
+    """The 1-D buffer of all ranks' values, on its way; `finish_first_rank` reads it."""
+    return start_all_gather(to_wire(x.contiguous()).reshape(-1), group)
+
+
+def finish_first_rank(wire: Tensor, x: Tensor, *, group: Group) -> Tensor:
+    """Wait for what `start_first_rank` of the same arguments began: the result of `first_rank`."""
+    shape = (*x.shape, 2) if x.is_complex() else x.shape
+    return from_wire(wait(wire).narrow(0, 0, _numel(shape)).reshape(shape), x.dtype)
 
 
 def gather_many(
     tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], *, group: Group
 ) -> list[Tensor]:
     """`gather` for several tensors of one dtype in one collective."""
+    return _finish_gather(_start_gather(tensors, dims, segments, group), tensors, dims, segments, group)
+
+
+def _start_gather(tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], group: Group) -> Tensor:
+    size, rank = size_of(group), rank_of(group)
+    if size == 1 or not any(any_sharded(s) for s in segments):
+        return tensors[0].new_empty(0)
+    assert len({x.dtype for x in tensors}) == 1, f"one dtype per gather, got {[x.dtype for x in tensors]}"
+    cases = _wire_cases(tensors, dims, segments)
+    widest = _max([sum(_numel(_part_shape(x, dim, s, r)) for x, dim, s in cases) for r in range(size)])
+    blocks = [(take(x, dim, sharded_only(s, local_ranges(s, rank))), dim) for x, dim, s in cases if any_sharded(s)]
+    return start_all_gather(pack(blocks, cases[0][0], widest), group)
+
+
+def _finish_gather(wire: Tensor, tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], group: Group) -> list[Tensor]:
     size, rank = size_of(group), rank_of(group)
     if size == 1 or not any(any_sharded(s) for s in segments):
         return list(tensors)
-    assert len({x.dtype for x in tensors}) == 1, f"one dtype per gather, got {[x.dtype for x in tensors]}"
-    dims = [dim % x.ndim for x, dim in zip(tensors, dims, strict=True)]
-    xs = [to_wire(x) for x in tensors]
-    cases = list(zip(xs, dims, segments, strict=True))
+    cases = _wire_cases(tensors, dims, segments)
     shapes = [[_part_shape(x, dim, s, r) for x, dim, s in cases] for r in range(size)]
     sizes = [sum(_numel(shape) for shape in row) for row in shapes]
-    widest = _max(sizes)
-    blocks = [(take(x, dim, sharded_only(s, local_ranges(s, rank))), dim) for x, dim, s in cases if any_sharded(s)]
-    wire = wait(start_all_gather(pack(blocks, xs[0], widest), group))
+    wire, dtype = wait(wire), tensors[0].dtype
     if _is_result(cases, sizes):
-        return [from_wire(wire.view(with_dim(xs[0].shape, dims[0], sum(segments[0][0]))), tensors[0].dtype)]  # type: ignore[arg-type]
+        x, dim, s = cases[0]
+        return [from_wire(wire.view(with_dim(x.shape, dim, sum(s[0]))), dtype)]  # type: ignore[arg-type]
+    widest = _max(sizes)
     rows = [unpack(wire.narrow(0, r * widest, n), shapes[r]) for r, n in enumerate(sizes)]
     return [
-        from_wire(assemble(x, dim, s, [row[i] for row in rows], rank), tensors[i].dtype) if any_sharded(s) else tensors[i]
+        from_wire(assemble(x, dim, s, [row[i] for row in rows], rank), dtype) if any_sharded(s) else tensors[i]
         for i, (x, dim, s) in enumerate(cases)
     ]
+
+
+def _wire_cases(tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments]) -> list[tuple[Tensor, int, Segments]]:
+    return [(to_wire(x), dim % x.ndim, s) for x, dim, s in zip(tensors, dims, segments, strict=True)]
 
 
 def assemble(x: Tensor, dim: int, segments: Segments, parts: Sequence[Tensor], rank: int) -> Tensor:

@@ -19,7 +19,8 @@ from seqpar.errors import UnsupportedError
 from seqpar.runtime.attention import Partial, attend, causal_mask, merge, nothing_seen
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, start_ring_exchange, wait
 from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, local_ranges, sharded_only, take, total
-from seqpar.runtime.wire import pack, unpack
+from seqpar.runtime.travel import Form
+from seqpar.runtime.wire import Block, pack, unpack
 
 ABSORBS = -5e8
 """Adding a bias below this to a score gives the bias back in float32."""
@@ -37,6 +38,7 @@ def ring_attention(
     is_causal: bool = False,
     enable_gqa: bool = False,
     group: Group,
+    comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Attention of the local q [B, H, Sq_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q.
 
@@ -44,7 +46,7 @@ def ring_attention(
     rotate, the next block in flight while the current one computes. Any part may be empty.
     mask: the *global* mask, boolean or additive, broadcastable to [B, H, Sq, Sk]. `is_causal`: global positions.
     Blocks are merged in rotation order, so the rows of int query segments differ between ranks in the last bits;
-    `split_kv_attention` is the bit-identical way.
+    `split_kv_attention` is the bit-identical way. `comm_dtype`: what blocks of other ranks are rounded to (`travel.py`), once, by their owner.
     """
     size, rank = size_of(group), rank_of(group)
     assert mask is None or not is_causal, "mask and is_causal exclude each other"
@@ -61,28 +63,37 @@ def ring_attention(
         return partial if result is None else merge(*result, *partial)
 
     own = sharded_only(key_segments, local_ranges(key_segments, rank))
-    result = rotate(k, v, own, [total(ranges) for ranges in travelling], visit, group)
+    result = rotate(k, v, own, [total(ranges) for ranges in travelling], visit, group, comm_dtype)
     return refuse_gradients(_finish(result, q, v))
 
 
-def rotate(k: Tensor, v: Tensor, own: Sequence[Range], lengths: Sequence[int], visit: Callable[[Any, int, Tensor, Tensor], Any], group: Group) -> Any:
+def rotate(
+    k: Tensor,
+    v: Tensor,
+    own: Sequence[Range],
+    lengths: Sequence[int],
+    visit: Callable[[Any, int, Tensor, Tensor], Any],
+    group: Group,
+    comm_dtype: torch.dtype | None = None,
+) -> Any:
     """Show every rank's keys and values to `visit(result, source, k, v) -> result`, first the own ones; returns the last result.
 
     own: the ranges of the local k, v [B, H, S_r, D] that travel; lengths: how many positions each rank sends around. The block
-    that is attended next is in flight meanwhile.
+    that is attended next is in flight meanwhile, the first one before anything is attended.
     """
     size, rank = size_of(group), rank_of(group)
-    block, result = _pack_block(k, v, own), None
+    form = Form.of(k.dtype, 2, comm_dtype)
+    block, result = _pack_block(k, v, own, form), None
     for step in range(size):
         source, pending = (rank - step) % size, None
         if step + 1 < size:
-            length = lengths[(source - 1) % size]
-            shapes = _block_shapes(k, v, length)
-            pending = start_ring_exchange(block, k.shape[0] * length * (k.shape[1] * k.shape[3] + v.shape[1] * v.shape[3]), group)
+            shapes = _block_shapes(k, v, lengths[(source - 1) % size], form)
+            pending = start_ring_exchange(block, sum(math.prod(shape) for shape in shapes), group)
         result = visit(result, source, k, v)
         if pending is not None:
             block = wait(pending)
-            k, v = (x.transpose(1, 2) for x in unpack(block, shapes))
+            *header, k, v = unpack(block, shapes)
+            k, v = (x.to(form.dtype).transpose(1, 2) for x in form.decode([k, v], header[0] if header else None))
     return result
 
 
@@ -175,13 +186,15 @@ class _Visibility:
         return mask
 
 
-def _pack_block(k: Tensor, v: Tensor, ranges: Sequence[Range]) -> Tensor:
+def _pack_block(k: Tensor, v: Tensor, ranges: Sequence[Range], form: Form) -> Tensor:
     """K, then V, each as [B, S, H, D]: the memory order the projections produce."""
-    return pack([(take(x.transpose(1, 2), 1, ranges), 1) for x in (k, v)], k)
+    sent, header = form.encode([k.transpose(1, 2), v.transpose(1, 2)])
+    blocks: list[Block] = [(header, 0)] if header else []
+    return pack([*blocks, *((take(x, 1, ranges), 1) for x in sent)], sent[0], dtype=form.wire)
 
 
-def _block_shapes(k: Tensor, v: Tensor, length: int) -> list[list[int]]:
-    return [[x.shape[0], length, x.shape[1], x.shape[3]] for x in (k, v)]
+def _block_shapes(k: Tensor, v: Tensor, length: int, form: Form) -> list[list[int]]:
+    return [*([[form.header]] if form.header else []), *([x.shape[0], length, x.shape[1], x.shape[3]] for x in (k, v))]
 
 
 def _join(x: Tensor, ranges: Sequence[Range], dim: int = 2) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
-from seqpar.runtime.layout import Segments, assemble, global_ranges, local_ranges, sharded_only, take, total
+from seqpar.runtime.layout import Segments, assemble, global_ranges, local_ranges, part_length, sharded_only, take, total
 from seqpar.runtime.wire import Block, from_wire, pack, to_wire, unpack, with_dim
 
 
@@ -20,12 +20,16 @@ def switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Se
     `segments` and `to_segments` describe the two dims as `layout.Segments`; parts may be uneven and empty. Received bytes per rank:
     its part of B times the other ranks' parts of A. One all-to-all.
     """
+    return finish_switch(start_switch(x, dim, segments, to_dim, to_segments, group=group), x, dim, segments, to_dim, to_segments, group=group)
+
+
+def start_switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Segments, *, group: Group) -> Tensor:
+    """The 1-D buffer of the other ranks' parts, on its way; `finish_switch` reads it."""
     size, rank = size_of(group), rank_of(group)
-    x, dtype = to_wire(x), x.dtype
+    x = to_wire(x)
     rows = sharded_only(segments, local_ranges(segments, rank))
     mine = torch.cat(take(x, dim, rows), dim) if len(rows) > 1 else x.narrow(dim, *rows[0])
     blocks: list[Block] = []
-    shapes = []
     in_sizes, out_sizes = [0] * size, [0] * size
     width = total(global_ranges(to_segments, rank))
     other = math.prod([n for d, n in enumerate(x.shape) if d not in (dim, to_dim)])
@@ -33,13 +37,21 @@ def switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Se
         if peer == rank:  # the own part never travels
             continue
         columns = global_ranges(to_segments, peer)
-        length = total(sharded_only(segments, local_ranges(segments, peer)))
         blocks.append((take(mine, to_dim, columns), to_dim))
-        shapes.append(with_dim(with_dim(x.shape, dim, length), to_dim, width))
         in_sizes[peer] = other * total(rows) * total(columns)
-        out_sizes[peer] = other * length * width
-    parts = unpack(wait(start_all_to_all(pack(blocks, x), out_sizes, in_sizes, group)), shapes)
-    own = take(x, to_dim, global_ranges(to_segments, rank))
+        out_sizes[peer] = other * part_length(segments, peer) * width
+    return start_all_to_all(pack(blocks, x), out_sizes, in_sizes, group)
+
+
+def finish_switch(wire: Tensor, x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Segments, *, group: Group) -> Tensor:
+    """Wait for what `start_switch` of the same arguments began: the result of `switch`."""
+    size, rank = size_of(group), rank_of(group)
+    x, dtype = to_wire(x), x.dtype
+    columns = global_ranges(to_segments, rank)
+    width = total(columns)
+    shapes = [with_dim(with_dim(x.shape, dim, part_length(segments, peer)), to_dim, width) for peer in range(size) if peer != rank]
+    parts = unpack(wait(wire), shapes)
+    own = take(x, to_dim, columns)
     kept = own[0] if len(own) == 1 else torch.cat(own, to_dim)
     parts.insert(rank, kept)
     return from_wire(assemble(kept, dim, segments, parts, rank), dtype)

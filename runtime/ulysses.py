@@ -4,6 +4,9 @@ Shapes: B batch, H all heads, h the heads of one rank, S global and S_r local se
 Everything travels and is returned in [B, S, H, D] memory order (seen as [B, H, S, D]), which is what the
 projections around an attention produce and consume: packing then copies long runs, and the model's
 `transpose(1, 2)` + `view` after the attention stays free.
+
+Each exchange is a `start_*`, which packs and returns the buffer that is on its way, and a `finish_*` of the same arguments, which waits and
+takes the rank's own part from them. `comm_dtype`: what floating point is rounded to on the way (`travel.py`).
 """
 
 from collections.abc import Sequence
@@ -17,11 +20,14 @@ from seqpar.runtime.layout import (
     any_sharded,
     assemble,
     global_ranges,
+    is_sharded,
     local_ranges,
+    part_length,
     sharded_only,
     take,
     total,
 )
+from seqpar.runtime.travel import Form
 from seqpar.runtime.wire import Block, pack, unpack
 
 HeadRange = tuple[int, int]
@@ -30,70 +36,133 @@ Heads = Sequence[HeadRange]
 
 
 def seq_to_heads(
-    tensors: Sequence[Tensor], segments: Sequence[Segments], heads: Sequence[Heads], *, group: Group
+    tensors: Sequence[Tensor], segments: Sequence[Segments], heads: Sequence[Heads], *, group: Group, comm_dtype: torch.dtype | None = None
 ) -> list[Tensor]:
     """Each local [B, H, S_r, D] -> [B, h, S, D]: the whole sequence, in global order, for this rank's heads.
 
     Int segments are already whole and only head-sliced; tuple segments are exchanged, all tensors in one
     all-to-all (none when no segment is sharded). `heads[i]` may be uneven, and may overlap (GQA).
-    Tensors may differ in H, S and D, not in dtype.
+    Tensors may differ in H, S and D, not in dtype. With `comm_dtype`, positions of other ranks are rounded to it.
     """
+    wire = start_seq_to_heads(tensors, segments, heads, group=group, comm_dtype=comm_dtype)
+    return finish_seq_to_heads(wire, tensors, segments, heads, group=group, comm_dtype=comm_dtype)
+
+
+def start_seq_to_heads(
+    tensors: Sequence[Tensor], segments: Sequence[Segments], heads: Sequence[Heads], *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
+    """The 1-D buffer of all positions that come from other ranks, on its way; `finish_seq_to_heads` reads it. Empty if nothing is exchanged."""
     size, rank = size_of(group), rank_of(group)
-    if size == 1 or not any(any_sharded(s) for s in segments):
-        return [_pick(x, h[rank], 1) for x, h in zip(tensors, heads, strict=True)]
+    sent = _sent(segments, size)
+    if not sent:
+        return tensors[0].new_empty(0)
     assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
-    cases = [(x.transpose(1, 2), s, h) for x, s, h in zip(tensors, segments, heads, strict=True)]
+    form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
+    encoded, header = form.encode([tensors[i].transpose(1, 2) for i in sent])
+    pieces = [take(x, 1, sharded_only(segments[i], local_ranges(segments[i], rank))) for i, x in zip(sent, encoded, strict=True)]
+    rows = [x.shape[0] * x.shape[3] for x in encoded]  # elements per position and head
+    lengths = [part_length(segments[i], rank) for i in sent]
+    own = [heads[i][rank][1] - heads[i][rank][0] for i in sent]
     blocks: list[Block] = []
-    shapes: list[list[int]] = []
     in_sizes, out_sizes = [0] * size, [0] * size
     for peer in range(size):
         if peer == rank:  # the own part never travels
             continue
-        for x, s, h in cases:
-            if not any_sharded(s):
-                continue
-            mine, theirs = (sharded_only(s, local_ranges(s, r)) for r in (rank, peer))
-            blocks.append((take(_pick(x, h[peer], 2), 1, mine), 1))
-            shapes.append([x.shape[0], total(theirs), h[rank][1] - h[rank][0], x.shape[3]])
-            row = x.shape[0] * x.shape[3]
-            in_sizes[peer] = in_sizes[peer] + row * total(mine) * (h[peer][1] - h[peer][0])
-            out_sizes[peer] = out_sizes[peer] + row * total(theirs) * (h[rank][1] - h[rank][0])
-    wire = wait(start_all_to_all(pack(blocks, tensors[0]), out_sizes, in_sizes, group))
-    received = iter(unpack(wire, shapes))
-    parts: list[list[Tensor]] = [[] for _ in cases]
-    for peer in range(size):
-        for i, (x, s, _) in enumerate(cases):
-            parts[i].append(next(received) if peer != rank and any_sharded(s) else x)
-    results = []
-    for (x, s, h), row_parts in zip(cases, parts, strict=True):
-        own = _pick(x, h[rank], 2)
-        results.append((assemble(own, 1, s, row_parts, rank) if any_sharded(s) else own).transpose(1, 2))
-    return results
+        blocks += [(header, 0)] if header else []
+        in_sizes[peer] = out_sizes[peer] = form.header
+        for i, x, row, length, width in zip(sent, pieces, rows, lengths, own, strict=True):
+            first, stop = heads[i][peer]
+            blocks.append(([p.narrow(2, first, stop - first) for p in x], 1))
+            in_sizes[peer] = in_sizes[peer] + row * length * (stop - first)
+            out_sizes[peer] = out_sizes[peer] + row * part_length(segments[i], peer) * width
+    return start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)
 
 
-def heads_to_seq(x: Tensor, segments: Segments, heads: Heads, *, group: Group) -> Tensor:
+def finish_seq_to_heads(
+    wire: Tensor, tensors: Sequence[Tensor], segments: Sequence[Segments], heads: Sequence[Heads], *, group: Group, comm_dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Wait for what `start_seq_to_heads` of the same arguments began: the result of `seq_to_heads`. Received parts are views, joined by one copy."""
+    size, rank = size_of(group), rank_of(group)
+    sent = _sent(segments, size)
+    own = [x.transpose(1, 2).narrow(2, h[rank][0], h[rank][1] - h[rank][0]) for x, h in zip(tensors, heads, strict=True)]
+    if sent:
+        form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
+        shapes = [
+            shape
+            for peer in range(size)
+            if peer != rank
+            for shape in [*([[form.header]] if form.header else []), *([own[i].shape[0], part_length(segments[i], peer), *own[i].shape[2:]] for i in sent)]
+        ]
+        received = unpack(wait(wire), shapes)
+        parts = [_decoded(form, received, at, len(sent)) for at in range(0, len(received), len(received) // (size - 1))]
+        parts.insert(rank, [own[i] for i in sent])
+        for at, i in enumerate(sent):
+            own[i] = assemble(own[i], 1, segments[i], [row[at] for row in parts], rank)
+    return [x.transpose(1, 2) for x in own]
+
+
+def heads_to_seq(x: Tensor, segments: Segments, heads: Heads, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
     """[B, h, S, D] -> [B, H, S_r, D]: this rank's part of the sequence for all heads; inverse of `seq_to_heads`.
 
     Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
-    `heads` are disjoint and ascend with the rank. One all-to-all.
+    `heads` are disjoint and ascend with the rank. One all-to-all. With `comm_dtype`, heads of other ranks are rounded to it, and the rank's own
+    as well where a segment is whole on all ranks.
     """
+    wire = start_heads_to_seq(x, segments, heads, group=group, comm_dtype=comm_dtype)
+    return finish_heads_to_seq(wire, x, segments, heads, group=group, comm_dtype=comm_dtype)
+
+
+def start_heads_to_seq(x: Tensor, segments: Segments, heads: Heads, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+    """The 1-D buffer of the other ranks' heads, on its way; `finish_heads_to_seq` reads it."""
+    size, rank = size_of(group), rank_of(group)
+    if size == 1:
+        return x.new_empty(0)
+    assert all(a[1] == b[0] for a, b in zip(heads, heads[1:], strict=False)), f"heads must be adjacent: {heads}"
+    form = Form.of(x.dtype, 1, comm_dtype)
+    (sent,), header = form.encode([x.transpose(1, 2)])
+    batch, _, own_heads, dim = sent.shape
+    blocks: list[Block] = []
+    in_sizes, out_sizes = [0] * size, [0] * size
+    mine = batch * dim * total(global_ranges(segments, rank))
+    for peer in range(size):
+        if peer == rank:
+            continue
+        rows = global_ranges(segments, peer)
+        blocks += [(header, 0)] if header else []
+        blocks.append((take(sent, 1, rows), 1))
+        in_sizes[peer] = form.header + batch * dim * own_heads * total(rows)
+        out_sizes[peer] = form.header + mine * (heads[peer][1] - heads[peer][0])
+    return start_all_to_all(pack(blocks, sent, dtype=form.wire), out_sizes, in_sizes, group)
+
+
+def finish_heads_to_seq(wire: Tensor, x: Tensor, segments: Segments, heads: Heads, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+    """Wait for what `start_heads_to_seq` of the same arguments began: the result of `heads_to_seq`."""
     size, rank = size_of(group), rank_of(group)
     if size == 1:
         return x
-    assert all(a[1] == b[0] for a, b in zip(heads, heads[1:], strict=False)), f"heads must be adjacent: {heads}"
     x = x.transpose(1, 2)
-    batch, _, own_heads, dim = x.shape
-    rows = [global_ranges(segments, r) for r in range(size)]
-    blocks: list[Block] = [(take(x, 1, rows[r]), 1) for r in range(size) if r != rank]
-    in_sizes = [0 if r == rank else batch * total(rows[r]) * own_heads * dim for r in range(size)]
-    shapes = [[batch, total(rows[rank]), h[1] - h[0], dim] for r, h in enumerate(heads) if r != rank]
-    out_sizes = [0 if r == rank else batch * total(rows[rank]) * (h[1] - h[0]) * dim for r, h in enumerate(heads)]
-    wire = wait(start_all_to_all(pack(blocks, x), out_sizes, in_sizes, group))
-    parts = unpack(wire, shapes)
-    own = take(x, 1, rows[rank])
+    form, rows = Form.of(x.dtype, 1, comm_dtype), global_ranges(segments, rank)
+    length = total(rows)
+    shapes = [
+        shape
+        for peer in range(size)
+        if peer != rank
+        for shape in [*([[form.header]] if form.header else []), [x.shape[0], length, heads[peer][1] - heads[peer][0], x.shape[3]]]
+    ]
+    received = unpack(wait(wire), shapes)
+    parts = [_decoded(form, received, at, 1)[0] for at in range(0, len(received), len(received) // (size - 1))]
+    own = take(x if all(map(is_sharded, segments)) else form.rounded(x), 1, rows)
     parts.insert(rank, own[0] if len(own) == 1 else torch.cat(own, 1))
     return torch.cat(parts, 2).transpose(1, 2)
 
 
-def _pick(x: Tensor, heads: HeadRange, dim: int) -> Tensor:
-    return x.narrow(dim, heads[0], heads[1] - heads[0])
+def _sent(segments: Sequence[Segments], size: int) -> list[int]:
+    """Which tensors are exchanged."""
+    return [i for i, s in enumerate(segments) if any_sharded(s)] if size > 1 else []
+
+
+def _decoded(form: Form, received: Sequence[Tensor], at: int, count: int) -> list[Tensor]:
+    """The `count` parts of one peer, whose header or first part is `received[at]`."""
+    if not form.header:
+        return list(received[at : at + count])
+    return form.decode(received[at + 1 : at + 1 + count], received[at])

@@ -25,33 +25,36 @@ def from_wire(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.view(torch.bool) if dtype == torch.bool else x
 
 
-def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None) -> Tensor:
+def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A 1-D buffer holding the blocks one after another, each in the order `torch.cat(pieces, dim)` has.
 
-    dtype and device are those of `like`; `size` is the buffer's length when it is more than the blocks need
+    The device is that of `like`, and so is the dtype if none is given; the copy converts. `size` is the buffer's length when it is more than the blocks need
     (what follows is never read). A single contiguous piece that fills the buffer is returned as a view.
     """
     shapes = [_cat_shape(pieces, dim) for pieces, dim in blocks]
     numels = [math.prod(shape) for shape in shapes]
     total = sum(numels)
-    size = total if size is None else size
+    size, dtype = total if size is None else size, dtype or like.dtype
     if torch.compiler.is_compiling():  # writes into views would be functionalised into one full copy per piece
-        flat = torch.cat([torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks])
+        flat = torch.cat([torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks]).to(dtype)
         return F.pad(flat, (0, size - total))  # unlike a cat with zeros, adds no guard on the difference
-    if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total:
+    if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total and like.dtype == dtype:
         return blocks[0][0][0].view(-1)
-    buffer, offset = like.new_empty(size), 0
+    buffer, offset = like.new_empty(size, dtype=dtype), 0
     for (pieces, dim), shape, numel in zip(blocks, shapes, numels, strict=True):
-        target, start = buffer.narrow(0, offset, numel).view(shape), 0  # narrow, as autograd forbids writes after split
-        for piece in pieces:
-            target.narrow(dim, start, piece.shape[dim]).copy_(piece)
-            start += piece.shape[dim]
+        strides = contiguous_strides(shape)
+        start = offset
+        for piece in pieces:  # as_strided: one view where narrow, view and narrow would be three
+            buffer.as_strided(piece.shape, strides, start).copy_(piece)
+            start += piece.shape[dim] * strides[dim]
         offset += numel
     return buffer
 
 
 def unpack(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Views of the 1-D `flat` with the given shapes, one after another; `flat` holds exactly these."""
+    if len(shapes) == 1:
+        return [flat.view(tuple(shapes[0]))]
     parts = flat.split([math.prod(shape) for shape in shapes])
     return [part.view(tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -59,6 +62,15 @@ def unpack(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
 def with_dim(shape: Sequence[int], dim: int, length: int) -> list[int]:
     """`shape` with the size of one dim replaced."""
     return [length if i == dim else n for i, n in enumerate(shape)]
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    """Strides of a contiguous tensor of this shape."""
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(range(len(shape))):
+        strides[dim] = step
+        step *= shape[dim]
+    return strides
 
 
 def _cat_shape(pieces: Sequence[Tensor], dim: int) -> list[int]:

@@ -20,6 +20,7 @@ from seqpar.runtime.attention import Partial, attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
 from seqpar.runtime.layout import Range
 from seqpar.runtime.ring import refuse_gradients, rotate
+from seqpar.runtime.travel import Form
 from seqpar.runtime.wire import Block, pack, unpack
 
 
@@ -32,6 +33,7 @@ def zigzag_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     group: Group,
+    comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Causal attention of the local q [B, H, S_r, D] to k, v [B, Hk, S_r, D]; like q. All are rank r's contiguous part of one sequence.
 
@@ -39,12 +41,13 @@ def zigzag_attention(
 
     Received by rank r, in elements, with m = `arriving(parts)[r]` and n = `arriving(parts, back=True)[r]` positions from other ranks and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
+    With `comm_dtype` (see `travel.py`) what comes from other ranks is rounded to it.
     """
     size, rank = size_of(group), rank_of(group)
     if size == 1:
         return attend(q, k, v, None, scale, enable_gqa, is_causal=True)[0]
     chunks = chunk_lengths(parts)
-    q, k, v = move([q, k, v], chunks, held(size), wanted(size), group)
+    q, k, v = move([q, k, v], chunks, held(size), wanted(size), group, comm_dtype)
     low, high = chunks[rank], chunks[2 * size - 1 - rank]
 
     def visit(result: tuple[Partial, Partial] | None, source: int, k: Tensor, v: Tensor) -> tuple[Partial, Partial]:
@@ -58,9 +61,9 @@ def zigzag_attention(
         return result[0], merge(*result[1], *attend(q.narrow(2, low, high), k, v, None, scale, enable_gqa))
 
     own: list[Range] = [(0, low + high)]
-    (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group)
+    (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group, comm_dtype)
     out = torch.cat([low_out.to(q.dtype), high_out.to(q.dtype)], 2)
-    return refuse_gradients(move([out], chunks, wanted(size), held(size), group)[0])
+    return refuse_gradients(move([out], chunks, wanted(size), held(size), group, comm_dtype)[0])
 
 
 def chunk_lengths(parts: Sequence[int]) -> list[int]:
@@ -100,13 +103,22 @@ def visible_pairs(parts: Sequence[int]) -> list[int]:
     ]
 
 
-def move(tensors: Sequence[Tensor], chunks: Sequence[int], before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]], group: Group) -> list[Tensor]:
+def move(
+    tensors: Sequence[Tensor],
+    chunks: Sequence[int],
+    before: Sequence[tuple[int, int]],
+    after: Sequence[tuple[int, int]],
+    group: Group,
+    comm_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
     """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
     size, rank = size_of(group), rank_of(group)
     assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
     xs = [x.transpose(1, 2) for x in tensors]
+    form = Form.of(xs[0].dtype, len(xs), comm_dtype)
+    encoded, header = form.encode(xs)
     row = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in xs)
-    local = [_chunk(x, chunks, before[rank]) for x in xs]
+    sent = [_chunk(x, chunks, before[rank]) for x in encoded]
     blocks: list[Block] = []
     shapes: list[list[int]] = []
     in_sizes, out_sizes, sources = [0] * size, [0] * size, []
@@ -115,17 +127,21 @@ def move(tensors: Sequence[Tensor], chunks: Sequence[int], before: Sequence[tupl
             continue
         for c in before[rank]:
             if c in after[peer]:
-                blocks += [([mine[c]], 1) for mine in local]
-                in_sizes[peer] = in_sizes[peer] + row * chunks[c]
+                blocks += [(header, 0)] if header else []
+                blocks += [([mine[c]], 1) for mine in sent]
+                in_sizes[peer] = in_sizes[peer] + form.header + row * chunks[c]
         for c in before[peer]:
             if c in after[rank]:
                 sources.append(c)
+                shapes += [[form.header]] if form.header else []
                 shapes += [[x.shape[0], chunks[c], x.shape[2], x.shape[3]] for x in xs]
-                out_sizes[peer] = out_sizes[peer] + row * chunks[c]
-    received = iter(unpack(wait(start_all_to_all(pack(blocks, xs[0]), out_sizes, in_sizes, group)), shapes))
+                out_sizes[peer] = out_sizes[peer] + form.header + row * chunks[c]
+    received = iter(unpack(wait(start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)), shapes))
+    local = [_chunk(x, chunks, before[rank]) for x in xs]
     for c in sources:
-        for mine in local:
-            mine[c] = next(received)
+        scales = next(received) if form.header else None
+        for mine, part in zip(local, form.decode([next(received) for _ in xs], scales), strict=True):
+            mine[c] = part.to(form.dtype)
     return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
 
 

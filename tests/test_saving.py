@@ -215,6 +215,7 @@ WRONG = {
     "versions": (lambda data: {**data, "versions": "seqpar=0.0.1 torch=1.0"}, "written by seqpar=0.0.1 torch=1.0, and this is seqpar=.* torch=2"),
     "format": (lambda data: {**data, "format": 99}, "format"),
     "device": (lambda data: {**data, "device": "cuda"}, "a model on cuda, and this one is on cpu"),
+    "comm_dtype": (lambda data: {**data, "comm_dtype": {"dtype": "int8"}}, "damaged"),
     "backend": (lambda data: {**data, "backend": "os.system"}, "damaged"),
 }
 

@@ -16,7 +16,7 @@ from seqpar.passes.plan import Plan
 from seqpar.passes.trace import trace
 from seqpar.runtime.layout import gather
 from seqpar.runtime.ulysses import seq_to_heads
-from seqpar.verification import Report, simulate
+from seqpar.verification import COMM_TOLERANCE, Report, simulate
 
 aten = torch.ops.aten
 
@@ -176,3 +176,24 @@ def test_values_every_rank_holds_are_the_same_bits(name, ulysses, ring):
     assert seen
     for node, values in seen.items():
         assert len(values) == 4 and all(torch.equal(values[0], value) for value in values.values()), node
+
+
+@pytest.mark.parametrize(("comm_dtype", "share", "mesh"), [(torch.bfloat16, 2, (2, 2)), (torch.float8_e4m3fn, 4, (2, 1)), (torch.float8_e4m3fn, 4, (1, 3))])
+def test_exchanges_in_fewer_bytes(comm_dtype, share, mesh):
+    model, inputs = randomise(Attention()).eval(), {"image": torch.randn(2, 25, 16), "text": torch.randn(2, 3, 16)}
+    plain = seqpar.verify(model, inputs, ulysses=mesh[0], ring=mesh[1])
+    report = seqpar.verify(model, inputs, ulysses=mesh[0], ring=mesh[1], comm_dtype=comm_dtype)
+    assert plain.ok and plain.tolerance == 1e-5 and report.ok, (str(plain), str(report))
+    assert 1e-4 < report.max_rel_err <= report.tolerance == COMM_TOLERANCE[comm_dtype] and f"exchanged as {report.plan.comm_dtype})" in str(report)
+    for kind in ("all_to_all", "ring"):
+        before, after = (r.plan.comm_bytes_per_rank[kind] for r in (plain, report))
+        assert before / share <= after <= before / share + 8 * 4 * report.plan.comm_calls[kind], "and a scale per tensor"
+        assert plain.plan.comm_calls[kind] == report.plan.comm_calls[kind]
+    assert report.plan.comm_bytes_per_rank["all_gather"] == plain.plan.comm_bytes_per_rank["all_gather"]
+    assert f"rounded   to {report.plan.comm_dtype}" in report.plan.explain() and "rounded" not in plain.plan.explain()
+
+
+def test_a_model_in_half_precision_is_not_rounded_to_what_it_has(inputs):
+    model, inputs = randomise(Attention()).to(torch.bfloat16), {k: v.to(torch.bfloat16) for k, v in inputs.items()}
+    plain, report = (seqpar.verify(model, inputs, ulysses=2, comm_dtype=comm_dtype) for comm_dtype in (None, torch.bfloat16))
+    assert (plain.max_abs_err, plain.plan.comm_bytes_per_rank) == (report.max_abs_err, report.plan.comm_bytes_per_rank)

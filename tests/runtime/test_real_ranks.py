@@ -210,3 +210,33 @@ def switches(compiled):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_switch(ranks, compiled):
     assert ranks.run(switches, compiled) == [True] * SIZE
+
+
+def rounded(comm_dtype):
+    """Errors of an exchange there and back and of a ring, whether a compiled exchange is the same, and the text that all ranks hold."""
+    sp, me = build_mesh(SIZE, 1).groups["sp"], dist.get_rank()
+    segments, heads = (2, parts_of(7, SIZE)), ((0, 2), (2, 4), (4, 5), (5, 6))
+    x, k, v = inputs(9)
+    local = shard(x, 2, segments, rank=me)
+
+    def there(local):
+        return seq_to_heads([local], [segments], [heads], group=sp, comm_dtype=comm_dtype)[0]
+
+    def back(mine):
+        return heads_to_seq(mine, segments, heads, group=sp, comm_dtype=comm_dtype)
+
+    mine = x[:, slice(*heads[me])]
+    same = [torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(a), f(a)) for f, a in ((there, local), (back, mine))]
+    ring = build_mesh(1, SIZE).groups["ring"]
+    keys = [shard(t, 2, segments, rank=me) for t in (k, v)]
+    out = ring_attention(local, *keys, query_segments=segments, key_segments=segments, group=ring, comm_dtype=comm_dtype)
+    expected = shard(F.scaled_dot_product_attention(x, k, v), 2, segments, rank=me)
+    return same, [error(there(local), mine), error(back(mine), local), error(out, expected)], back(mine)[:, :, :2]
+
+
+@pytest.mark.parametrize(("comm_dtype", "bound"), [(torch.bfloat16, 5e-3), (torch.float8_e4m3fn, 5e-2)])
+def test_exchanges_in_fewer_bytes(ranks, comm_dtype, bound):
+    found = ranks.run(rounded, comm_dtype)
+    for same, errors, text in found:
+        assert same == [True, True] and all(1e-5 < e < bound for e in errors), errors
+        assert torch.equal(text, found[0][2]), "what all ranks hold has the same bits"

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from seqpar.errors import UnsupportedError
+from seqpar.runtime.counting import CountingGroup
 from seqpar.runtime.layout import gather, parts_of, shard
-from seqpar.runtime.ring import ring_attention, split_kv_attention
+from seqpar.runtime.ring import ring_attention, rotate, split_kv_attention
 from seqpar.runtime.simulate import SimulatedWorld
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 
@@ -225,3 +226,16 @@ def test_rows_that_see_only_a_finite_minus_infinity_weigh_all_keys_alike(lowest,
     visible = torch.ones(2, 1, 13, 1 if broadcast else 13, dtype=torch.bool)
     visible[:, :, 3:6] = False
     check(3, q, k, v, torch.zeros(visible.shape).masked_fill(~visible, lowest), segments=segments)
+
+
+def test_the_next_block_is_in_flight_before_one_is_attended():
+    done = []
+
+    class Watched(CountingGroup):
+        def all_to_all(self, *args):
+            done.append("start")
+            return super().all_to_all(*args)
+
+    k = torch.randn(1, 2, 4, 8)
+    rotate(k, k, [(0, 4)], [4, 4, 4], lambda result, source, k, v: done.append("attend"), Watched(3, 0))
+    assert done == ["start", "attend", "start", "attend", "attend"]

@@ -35,6 +35,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_comm_dtype(parser: argparse.ArgumentParser) -> None:
+    """What exchanges are rounded to."""
+    parser.add_argument("--comm-dtype", choices=["bfloat16", "float8_e4m3fn"], help="queries, keys, values and results of attention travel between ranks rounded to it")
+
+
+def comm_dtype(args: argparse.Namespace) -> Any:
+    """The dtype that was asked for, or None."""
+    import torch
+
+    return None if args.comm_dtype is None else getattr(torch, args.comm_dtype)
+
+
 def add_degrees(parser: argparse.ArgumentParser) -> None:
     """The mesh."""
     parser.add_argument("--ulysses", type=int, default=1, metavar="U", help="ranks that exchange heads (default 1)")

@@ -3,13 +3,14 @@
 import argparse
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_degrees, add_json, show
+from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_json, comm_dtype, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the mesh."""
     models.add_arguments(parser)
     add_degrees(parser)
+    add_comm_dtype(parser)
     add_json(parser)
 
 
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args)
-    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
+    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args))
     return show(args, plan.explain(), plan.to_dict())
 
 

@@ -3,13 +3,14 @@
 import argparse
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_degrees, add_json, show
+from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_json, comm_dtype, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the mesh."""
     models.add_arguments(parser)
     add_degrees(parser)
+    add_comm_dtype(parser)
     parser.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
     add_json(parser)
 
@@ -19,11 +20,12 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args, device=args.device)
-    report = seqpar.verify(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
+    report = seqpar.verify(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args))
     data = {
         "ok": report.ok,
         "max_abs_err": report.max_abs_err,
         "max_rel_err": report.max_rel_err,
+        "tolerance": report.tolerance,
         "first_divergence": report.first_divergence,
         "world_size": report.plan.world_size,
         "sharded_flop_fraction": report.plan.sharded_flop_fraction,

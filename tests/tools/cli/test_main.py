@@ -53,7 +53,7 @@ def test_explain(capsys):
 
 def test_verify(capsys, monkeypatch):
     assert ": ok: relative error" in output_of(capsys, "verify", *SMALL, "--ulysses", 2)
-    report = SimpleNamespace(ok=False, max_abs_err=1.0, max_rel_err=2.0, first_divergence="mm", plan=SimpleNamespace(world_size=2, sharded_flop_fraction=0.9))
+    report = SimpleNamespace(ok=False, max_abs_err=1.0, max_rel_err=2.0, first_divergence="mm", tolerance=1e-5, plan=SimpleNamespace(world_size=2, sharded_flop_fraction=0.9))
     monkeypatch.setattr(seqpar, "verify", lambda *_, **degrees: report)
     data = json.loads(output_of(capsys, "verify", *SMALL, "--ring", 2, "--json", status=1))
     assert data["ok"] is False and data["first_divergence"] == "mm" and data["world_size"] == 2
