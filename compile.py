@@ -16,6 +16,8 @@ from torch import fx
 from seqpar import logs
 from seqpar.errors import MeshError, SignatureError
 from seqpar.module import SequenceParallelModule
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.partitioner.marker import graph_line, is_marker
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
@@ -42,6 +44,7 @@ def sp_compile(
     dynamic: bool | None = None,
     backend: str | None = None,
     sp_plan: Any = None,
+    hardware: str | Machine | None = None,
 ) -> SequenceParallelModule:
     """Compile `model` into a sequence-parallel module over `ulysses` x `ring` processes.
 
@@ -58,10 +61,12 @@ def sp_compile(
         backend: a Dynamo backend for the emitted program, for example "inductor"; None runs it as it is.
         sp_plan: a declared plan (`seqpar.sp_plan`): an `_sp_plan`, a diffusers `_cp_plan`, or "model" for that of the model's class. Its tensors
             are split and gathered as it says, everything else is inferred.
+        hardware: a name of `seqpar.partitioner.machines.MACHINES` ("H100", "A100-PCIe", "4090", …) or a `Machine`: its rates decide how each attention
+            communicates. None: over the mesh, as the degrees say.
 
     Raises:
         PlanError: `sp_plan` contradicts the model.
-        MeshError: degrees, world size, mesh do not fit, or there is no process group.
+        MeshError: degrees, world size, mesh do not fit, there is no process group, or no such hardware.
         TraceError: the model cannot be traced.
         SignatureError: the example inputs do not fit the model.
         DisagreementError: ranks hold different models, inputs or versions.
@@ -70,7 +75,7 @@ def sp_compile(
     check_degrees(ulysses, ring)
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
-    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend, declarations(model, sp_plan))
+    builder = Compiler(model, ulysses, ring, sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs)), dynamic, backend, declarations(model, sp_plan), rates_of(hardware))
     return SequenceParallelModule(model, builder, args, kwargs)
 
 
@@ -116,15 +121,16 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
 class Compiler:
     """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
 
-    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None, plan: Sequence[Declaration] | None = None):
+    def __init__(self, model: torch.nn.Module, ulysses: int, ring: int, mesh: Any, dynamic: bool | None, backend: str | None, plan: Sequence[Declaration] | None = None, machine: Machine | None = None):
         self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
         self.dynamic, self.backend, self.plan = dynamic, backend, plan
+        self.machine = machine
         self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan}"
+        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan} machine={self.machine}"
         self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
         args, kwargs = call.rebuild(call.leaves)
@@ -149,7 +155,7 @@ class Compiler:
         """The bound program of this rank, and what must be equal on all ranks."""
         from seqpar.passes.pipeline import partition
 
-        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring)
+        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring, machine=self.machine)
         if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)

@@ -9,12 +9,16 @@ import torch
 
 from seqpar import logs
 from seqpar.compile import check_degrees, split_inputs, traced_with
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.passes.pipeline import partition
 from seqpar.passes.plan import Plan
 from seqpar.sp_plan import declarations
 
 
-def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1, sp_plan: Any = None) -> Plan:
+def plan(
+    model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, ulysses: int = 1, ring: int = 1, sp_plan: Any = None, hardware: str | Machine | None = None
+) -> Plan:
     """The plan of `ulysses * ring` ranks for these input sizes.
 
     Model and inputs may live on the meta device: a full-size plan needs no memory and no GPU.
@@ -22,11 +26,13 @@ def plan(model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, An
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         sp_plan: a declared plan, as in `sp_compile`.
+        hardware: as in `sp_compile`; predicted times are this machine's.
 
     Raises:
         SeqparError: the model cannot be traced or partitioned, or the degrees do not fit it.
     """
     logs.configure()
     check_degrees(ulysses, ring)
+    machine = rates_of(hardware)
     args, kwargs = split_inputs(example_inputs)
-    return partition(traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False), ulysses=ulysses, ring=ring).plan
+    return partition(traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic=False), ulysses=ulysses, ring=ring, machine=machine).plan

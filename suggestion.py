@@ -95,7 +95,7 @@ def suggest(
     """
     if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
         raise MeshError(f"world_size must be an integer >= 1, not {world_size!r}")
-    machine = find_machine(hardware)
+    machine = find_machine(hardware).at_real_rates()
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=False)
     rows = tuple(_try(traced, ulysses, ring, machine) for ulysses, ring in splits(world_size))

@@ -39,6 +39,15 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
 )
 
 
+def rates_of(hardware: str | Machine | None) -> Machine | None:
+    """What prices communication for hardware that the user named: the machine at its real rates; None for none.
+
+    Raises:
+        MeshError: no machine has this name.
+    """
+    return None if hardware is None else find_machine(hardware).at_real_rates()
+
+
 def find_machine(hardware: str | Machine) -> Machine:
     """The machine called `hardware` (capitals, spaces and a leading "RTX" do not matter), or the `Machine` given.
 

@@ -15,6 +15,7 @@ from torch import fx
 from seqpar.compat import symbol_hints
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.head_shares import sharing
 from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
@@ -31,6 +32,7 @@ from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.options import Options
+from seqpar.passes.pack import pack_gathers
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
 from seqpar.passes.progress import Dump, run_passes, stage
@@ -97,7 +99,8 @@ class Partitioned:
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
-                digest.update(str(in_zigzag(self.inference, self.solution, node)).encode())
+                shared = sharing(self.inference, degrees, self.solution.prices, node).shared
+                digest.update(f"{in_zigzag(self.inference, self.solution, node)} {shared}".encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()
@@ -111,7 +114,10 @@ class Partitioned:
             first = not self._programs
             with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
                 emitter = Emitter(self.traced.gm.graph, LayoutView(self.inference, self.solution, rank), self.traced.symbols)
-                self._programs[rank] = with_graph(self.traced.gm, emitter.run())
+                graph = emitter.run()
+                if self.options.pack:
+                    pack_gathers(graph)
+                self._programs[rank] = with_graph(self.traced.gm, graph)
             self.dump.graph(f"program_of_rank_{rank}", self._programs[rank], self.traced.gm)
             self._seconds.setdefault("rewrite", time.perf_counter() - started)
         return self._programs[rank]
