@@ -22,6 +22,7 @@ from seqpar.compile import Compiler, device_type, sequence_mesh, versions
 from seqpar.errors import MeshError, SavedProgramError
 from seqpar.fingerprint import first_difference, model_facts
 from seqpar.module import SequenceParallelModule, first_parameter
+from seqpar.partitioner.machines import read_rates, write_rates
 from seqpar.passes.save_values import Codec
 from seqpar.saved_program import read_module, write_module
 
@@ -43,7 +44,7 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     content, raw = write_module(compiled, codec, builder.ulysses * builder.ring)
     header = {
         "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
-        "dynamic": builder.dynamic, "backend": builder.backend, "model": model_facts(model),
+        "dynamic": builder.dynamic, "backend": builder.backend, "hardware": write_rates(builder.machine), "model": model_facts(model),
     }  # fmt: skip
     if builder.mesh is not None and builder.mesh.rank > 0:
         return
@@ -89,7 +90,7 @@ def load(
             if wanted not in (None, found):
                 raise MeshError(f"{path} holds programs for {name}={found}, not {wanted}: compile for the new degrees and save again")
         built = sequence_mesh(*degrees, mesh, device_type(model, (), {}))
-        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"])
+        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"], machine=read_rates(header.get("hardware")))
         try:
             check_model(header, model, path)
             loaded = read_module(archive.json, archive.bytes, model, builder, Codec(device_of(model)))
@@ -114,6 +115,10 @@ def check_header(header: Any, path: Any) -> None:
         raise SavedProgramError(f"{path} was written by {header.get('versions')}, and this is {versions()}: compile and save again")
     plain = type(header.get("ulysses")) is int and type(header.get("ring")) is int and isinstance(header.get("model"), dict)
     named = header.get("backend") is None or (isinstance(header["backend"], str) and re.fullmatch(r"\w+", header["backend"]))
+    try:
+        read_rates(header.get("hardware"))
+    except ValueError:
+        plain = False
     if not plain or not named or header.get("dynamic") not in (None, True, False):
         raise SavedProgramError(f"{path} is damaged: its header does not say what it is for")
 

@@ -8,8 +8,11 @@ numbers where it matters.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from types import MappingProxyType
+from typing import Any
 
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
@@ -46,6 +49,25 @@ def rates_of(hardware: str | Machine | None) -> Machine | None:
         MeshError: no machine has this name.
     """
     return None if hardware is None else find_machine(hardware).at_real_rates()
+
+
+def write_rates(machine: Machine | None) -> dict[str, Any] | None:
+    """What `rates_of` returned, as plain data."""
+    return None if machine is None else {key: value for key, value in asdict(machine).items() if value != math.inf}
+
+
+def read_rates(data: Any) -> Machine | None:
+    """The inverse of `write_rates`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if data is None:
+        return None
+    kinds = {field.name: str if field.name == "name" else float for field in fields(Machine)}
+    if not isinstance(data, dict) or not all(key in kinds and isinstance(value, kinds[key]) for key, value in data.items()):
+        raise ValueError(f"not the rates of a machine: {data!r:.80}")
+    return Machine(**data).at_real_rates()
 
 
 def find_machine(hardware: str | Machine) -> Machine:

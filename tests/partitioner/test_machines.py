@@ -1,10 +1,13 @@
 """Hardware by name."""
 
+import json
+import math
+
 import pytest
 
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.machines import MACHINES, find_machine
+from seqpar.partitioner.machines import MACHINES, find_machine, rates_of, read_rates, write_rates
 
 
 def test_names_are_forgiving_and_unknown_ones_are_told():
@@ -21,3 +24,14 @@ def test_profiles_are_ordered_as_the_hardware_is():
     assert h100.flops_per_s == Machine().flops_per_s and h100.bytes_per_s == Machine().bytes_per_s
     assert h100.flops_per_s > a100.flops_per_s > l40.flops_per_s and h100.bytes_per_s > a100.bytes_per_s > l40.bytes_per_s > rtx.bytes_per_s
     assert len({m.name for m in MACHINES.values()}) == len(MACHINES) and all(m.memory_bytes >= 24e9 for m in MACHINES.values())
+
+
+def test_rates_of_named_hardware_have_no_caps_and_survive_json():
+    assert rates_of(None) is None and write_rates(None) is None and read_rates(None) is None
+    machine = rates_of("4090")
+    assert math.isinf(machine.comm_share) and math.isinf(machine.call_share) and machine.bytes_per_s == find_machine("4090").bytes_per_s
+    for known in (machine, rates_of(Machine())):
+        assert read_rates(json.loads(json.dumps(write_rates(known), allow_nan=False))) == known
+    for damaged in ([], {"flops_per_s": "fast"}, {"speed": 1.0}):
+        with pytest.raises(ValueError, match="not the rates of a machine"):
+            read_rates(damaged)
