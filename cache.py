@@ -137,7 +137,7 @@ def key_of(builder: Compiler, call: Call, dynamic: bool | None) -> str:
     """
     digest = Digest()
     digest.text("seqpar", FORMAT, own_code(), *torch_settings(device_of(builder.model).type))
-    digest.text(builder.ulysses, builder.ring, dynamic, builder.backend, builder.comm_dtype, call.spec, call.positional, call.paths, call.signature)
+    digest.text(builder.ulysses, builder.ring, dynamic, builder.backend, builder.comm_dtype, builder.machine, call.spec, call.positional, call.paths, call.signature)
     digest.value(builder.plan, "sp_plan")
     for path, leaf in zip(call.paths, call.leaves, strict=True):
         if isinstance(leaf, torch.Tensor):

@@ -16,6 +16,8 @@ from torch import fx
 from seqpar import logs
 from seqpar.errors import SignatureError
 from seqpar.module import SequenceParallelModule
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.partitioner.marker import graph_line, is_marker
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.bind import axes_used, bind_groups
@@ -48,6 +50,7 @@ def sp_compile(
     backend: str | None = None,
     sp_plan: Any = None,
     comm_dtype: torch.dtype | None = None,
+    hardware: str | Machine | None = None,
 ) -> SequenceParallelModule:
     """Compile `model` into a sequence-parallel module over `ulysses` x `ring` processes.
 
@@ -66,11 +69,13 @@ def sp_compile(
             are split and gathered as it says, everything else is inferred.
         comm_dtype: torch.bfloat16 or torch.float8_e4m3fn: queries, keys, values and results of attention are rounded to it while they travel between ranks,
             where they are wider. Fewer bytes, another result: `verify` with the same argument says by how much. None: they travel as they are.
+        hardware: a name of `seqpar.partitioner.machines.MACHINES` ("H100", "A100-PCIe", "4090", …), a profile `NAME.json` of `seqpar.tools.calibrate`, or a `Machine`: its rates
+            decide how each attention communicates. None: over the mesh, as the degrees say.
 
     Raises:
         PlanError: `sp_plan` contradicts the model.
         UnsupportedError: nothing travels as `comm_dtype`.
-        MeshError: degrees, world size, mesh do not fit, or there is no process group.
+        MeshError: degrees, world size, mesh do not fit, there is no process group, or no such hardware.
         TraceError: the model cannot be traced.
         SignatureError: the example inputs do not fit the model.
         DisagreementError: ranks hold different models, inputs or versions.
@@ -81,7 +86,7 @@ def sp_compile(
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
     built = sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs))
-    builder = Compiler(model, ulysses, ring, built, dynamic, backend, declarations(model, sp_plan), comm_dtype)
+    builder = Compiler(model, ulysses, ring, built, dynamic, backend, declarations(model, sp_plan), comm_dtype, rates_of(hardware))
     return SequenceParallelModule(model, builder, args, kwargs)
 
 
@@ -128,15 +133,17 @@ class Compiler:
         backend: str | None,
         plan: Sequence[Declaration] | None = None,
         comm_dtype: torch.dtype | None = None,
+        machine: Machine | None = None,
     ):
         self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
         self.dynamic, self.backend, self.plan, self.comm_dtype = dynamic, backend, plan, comm_dtype
+        self.machine = machine
         self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan} comm_dtype={self.comm_dtype}"
+        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan} comm_dtype={self.comm_dtype} machine={self.machine}"
         self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
         dynamic = False if static and self.dynamic is None else self.dynamic
         cache = self.cache(call, dynamic)
@@ -185,7 +192,7 @@ class Compiler:
         """The bound program of this rank, and what must be equal on all ranks."""
         from seqpar.passes.pipeline import partition
 
-        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring, comm_dtype=self.comm_dtype)
+        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring, machine=self.machine, comm_dtype=self.comm_dtype)
         if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)

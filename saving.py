@@ -22,6 +22,7 @@ from seqpar.compile import Compiler, device_type, sequence_mesh, versions
 from seqpar.errors import MeshError, SavedProgramError
 from seqpar.fingerprint import first_difference, model_facts
 from seqpar.module import SequenceParallelModule, first_parameter
+from seqpar.partitioner.machines import read_rates, write_rates
 from seqpar.passes.save_values import Codec
 from seqpar.runtime.travel import COMM_DTYPES
 from seqpar.saved_program import read_module, write_module
@@ -45,8 +46,8 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     content, raw = write_module(compiled, codec, builder.ulysses * builder.ring, pictures=first)
     header = {
         "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
-        "dynamic": builder.dynamic, "backend": builder.backend,
-        "comm_dtype": codec.write(builder.comm_dtype), "model": model_facts(model),
+        "dynamic": builder.dynamic, "backend": builder.backend, "comm_dtype": codec.write(builder.comm_dtype),
+        "hardware": write_rates(builder.machine), "model": model_facts(model),
     }  # fmt: skip
     if not first:
         return
@@ -97,7 +98,8 @@ def load(
             if wanted not in (None, found):
                 raise MeshError(f"{path} holds programs for {name}={found}, not {wanted}: compile for the new degrees and save again")
         built = sequence_mesh(*degrees, mesh, device_type(model, (), {}))
-        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"], comm_dtype=Codec(device_of(model)).read(header.get("comm_dtype")))
+        rounded = Codec(device_of(model)).read(header.get("comm_dtype"))
+        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"], comm_dtype=rounded, machine=read_rates(header.get("hardware")))
         try:
             check_model(header, model, path)
             loaded = read_module(archive.data, archive.json, archive.bytes, model, builder, Codec(device_of(model)))
@@ -123,6 +125,10 @@ def check_header(header: Any, path: Any) -> None:
     plain = type(header.get("ulysses")) is int and type(header.get("ring")) is int and isinstance(header.get("model"), dict)
     named = header.get("backend") is None or (isinstance(header["backend"], str) and re.fullmatch(r"\w+", header["backend"]))
     rounded = header.get("comm_dtype") in (None, *({"dtype": str(dtype).removeprefix("torch.")} for dtype in COMM_DTYPES))
+    try:
+        read_rates(header.get("hardware"))
+    except ValueError:
+        plain = False
     if not plain or not named or not rounded or header.get("dynamic") not in (None, True, False):
         raise SavedProgramError(f"{path} is damaged: its header does not say what it is for")
 

@@ -97,7 +97,7 @@ def suggest(
     """
     logs.configure()
     check_degrees(world_size=world_size)
-    machine = find_machine(hardware)
+    machine = find_machine(hardware).at_real_rates()
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=False)
     rows = tuple(_try(traced, ulysses, ring, machine) for ulysses, ring in splits(world_size))

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from seqpar.partitioner.candidates import origin
-from seqpar.partitioner.cost import Machine, nbytes, node_work
+from seqpar.partitioner.cost import Machine, node_work
 from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.key_sources import KeySources, sharded_bytes
 from seqpar.partitioner.labels import Degrees, LabelProblem
 from seqpar.partitioner.layout import LayoutView
-from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """One strategy for an attention. seconds: predicted, of one such attention and what it moves.
+    """One strategy for an attention, as plans call it. seconds: predicted, of one such attention and what it moves; received: bytes per rank.
 
     cost: what the solver prices the whole program at, in floating-point operations of one rank, as `Labels.cost`; None where the mesh
     decides, which the user chose.
@@ -31,6 +31,7 @@ class Alternative:
     strategy: str
     seconds: float
     cost: float | None = None
+    received: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def alternatives(inference: Inference, solution: Solution, members: Set[Node], m
     found = [placed] if placed is not None else []
     for degrees in (Degrees(ranks, 1), Degrees(1, ranks)) if members <= solution.labels.exchanged else ():
         if degrees != solution.degrees and not cannot_exchange(node, inference.relations[node], inference, degrees):
-            found.append(Alternative(f"{mesh_name(degrees)} {ranks}", attention_seconds(inference, solution, node, degrees, machine)))
+            seconds = attention_seconds(inference, solution, node, degrees, machine)
+            found.append(Alternative(f"{mesh_name(degrees)} {ranks}", seconds, received=attention_bytes(inference, solution, node, degrees)))
     return sorted(found, key=lambda a: a.seconds)
 
 
@@ -78,7 +80,9 @@ def other_placement(inference: Inference, solution: Solution, members: Set[Node]
     if members <= solution.labels.exchanged:
         crossing = {n for n, r in relations.items() if is_cross(r, inference)}
         labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged - members, solution.local | crossing, solution.prefer).solve()
-        return Alternative("local", attention_seconds(inference, solution, node, None, machine), labels.cost)
+        trial = replace(solution, labels=labels)
+        source = KeySources(LayoutView(inference, trial, 0)).of(node)
+        return Alternative(source.strategy, attention_seconds(inference, trial, node, None, machine), labels.cost, source.received)
     if any(cannot_exchange(n, r, inference, solution.degrees) for n, r in relations.items()):
         return None
     prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
@@ -86,39 +90,44 @@ def other_placement(inference: Inference, solution: Solution, members: Set[Node]
     # As in `solve`: collectives that local attention does without must be worth their price.
     call = solution.prices.keys if members <= solution.local else solution.prices.call
     cost = labels.cost + calls(solution.degrees) * call * len(members)
-    return Alternative(mesh_name(solution.degrees), attention_seconds(inference, solution, node, solution.degrees, machine), cost)
+    trial = replace(solution, labels=labels)
+    received = attention_bytes(inference, trial, node, solution.degrees)
+    return Alternative(mesh_name(solution.degrees), attention_seconds(inference, trial, node, solution.degrees, machine), cost, received)
 
 
-def attention_seconds(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None, machine: Machine) -> float:
+def attention_seconds(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None, machine: Machine, sources: KeySources | None = None) -> float:
     """Predicted time of one attention whose operands are laid out as the solution has them: over a mesh of all ranks, or (None) locally.
 
-    Exact for parts and heads of equal sizes. A ring travels behind the attention of the block before.
+    sources: of this solution, where it is at hand. Exact for parts and heads of equal sizes. A ring travels behind the attention of the block before.
     """
-    relation, ranks = inference.relations[node], solution.degrees.ranks
-    spec, view, sizes = relation.attention, LayoutView(inference, solution, 0), inference.table.sizes
-    q, k, v = (_sharded_bytes(view, relation.operands[i]) for i in (spec.q, spec.k, spec.v))
-    result = _sharded_bytes(view, node)
-    attend = node_work(node, sizes) / ranks / machine.flops_per_s
+    attend = node_work(node, inference.table.sizes) / solution.degrees.ranks / machine.flops_per_s
     if degrees is None:
-        return attend + _wire((k + v) * (1 - 1 / ranks), bool(k) + bool(v), machine)
+        source = (sources or KeySources(LayoutView(inference, solution, 0))).of(node)
+        return attend + _wire(source.received, bool(source.values), machine)
     u, r = degrees.ulysses, degrees.ring
-    exchange = _wire((q + k + v + result) / r * (u - 1) / u / u, 2, machine) if u > 1 else 0.0
-    around = _wire((k + v) / u * (r - 1) / r, r - 1, machine)
+    exchanged, travels = _mesh_bytes(inference, solution, node, degrees)
+    exchange = _wire(exchanged, 2, machine) if u > 1 else 0.0
+    around = _wire(travels, r - 1, machine)
     return attend + exchange + max(0.0, around - attend * (r - 1) / r)
+
+
+def attention_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None) -> float:
+    """Bytes that a rank receives for one attention: over a mesh of all ranks, or (None) locally; for parts and heads of equal sizes."""
+    if degrees is None:
+        return KeySources(LayoutView(inference, solution, 0)).of(node).received
+    return sum(_mesh_bytes(inference, solution, node, degrees))
+
+
+def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees) -> tuple[float, float]:
+    """By all-to-all, around the ring."""
+    relation, view = inference.relations[node], LayoutView(inference, solution, 0)
+    spec, u, r = relation.attention, degrees.ulysses, degrees.ring
+    q, k, v = (sharded_bytes(view, relation.operands[i]) for i in (spec.q, spec.k, spec.v))
+    return (q + k + v + sharded_bytes(view, node)) / r * (u - 1) / u / u, (k + v) / u * (r - 1) / r
 
 
 def _wire(received: float, count: int, machine: Machine) -> float:
     return received / machine.bytes_per_s + count * machine.latency_s
-
-
-def _sharded_bytes(view: LayoutView, node: Node) -> float:
-    """Bytes of the positions of a value [.., rows, channels] that are divided over the ranks."""
-    table, layout = view.inference.table, view.produced(node)
-    axis, cut = view.inference.axes[node][0][-2], layout[-2]
-    factor = next((f for f in table.expand_axis(axis) if cut & set(f)), ())
-    length = table.sizes.hint(table.factor_length(factor)) if factor else 1
-    share = sum(table.sizes.hint(table.length(a)) for a in factor if a in cut) / max(length, 1)
-    return nbytes(outputs_of(node)[0], table.sizes) * share
 
 
 def force(problem: LabelProblem, solution: Solution, node: Node) -> Forced | None:

@@ -21,6 +21,11 @@ class HeadPlan:
     grouped: bool
 
 
+def busiest_heads(heads: int, ranks: int) -> int:
+    """Whole heads of the rank that has most of them."""
+    return int(part(heads, 0, ranks))
+
+
 def divide_heads(query_heads: int, key_heads: int, ranks: int) -> HeadPlan:
     """Contiguous query heads per rank (the first ranks hold one more), and the K/V heads they read."""
     group = query_heads // key_heads

@@ -2,14 +2,15 @@
 
 Unit of all costs: floating-point operations of one rank. Communication is converted with the machine's ratio of operations
 per byte. The user asked for a number of ranks, so the ratio is capped: moving everything an attention needs to
-move may never look more expensive than a small share of the work it lets the ranks divide.
+move may never look more expensive than a small share of the work it lets the ranks divide. For hardware that the user named there is no
+cap: its rates decide how attentions communicate, while their rows are divided at any price.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ aten = torch.ops.aten
 class Machine:
     """flops_per_s of one rank, bytes_per_s one rank receives: what is reached, not the peak. Defaults: a Hopper-class GPU on NVLink.
 
-    latency_s (of one collective call) and memory_bytes (of one rank; infinite: unknown) serve predictions, no decision of the solver.
+    latency_s (of one collective call) and memory_bytes (of one rank; infinite: unknown) serve predictions; the solver reads the latency at real rates only.
+    comm_share, call_share, keys_share: shares of work that cap or set the solver's prices; all infinite: real rates (`at_real_rates`).
     """
 
     flops_per_s: float = 400e12
@@ -39,19 +41,30 @@ class Machine:
     memory_bytes: float = math.inf
     name: str = "Hopper, NVLink"
 
+    def at_real_rates(self) -> Machine:
+        """This machine without caps: a byte costs what the link takes for it, a collective its latency."""
+        return replace(self, comm_share=math.inf, call_share=math.inf, keys_share=math.inf)
+
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective, `keys` per collective for cross-attention keys."""
+    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective, `keys` per collective for cross-attention keys.
+
+    real: they are the machine's rates, so the strategies of attentions are compared by time.
+    """
 
     byte: float
     call: float
     keys: float
+    real: bool = False
 
 
 def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int, ranks: int) -> Prices:
     saved = work * (1 - 1 / ranks)
     byte = machine.flops_per_s / machine.bytes_per_s
+    if math.isinf(machine.comm_share):
+        call = machine.flops_per_s * machine.latency_s
+        return Prices(byte=byte, call=call, keys=call, real=True)
     if exchange_bytes:
         byte = min(byte, machine.comm_share * saved / exchange_bytes)
     block = work / max(attentions, 1)

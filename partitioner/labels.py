@@ -8,6 +8,7 @@ A vertex says "yes" for sharded. Prices (in operations, `cost.Prices`):
     sharded -> other  a switch to another dim in the readers' phase: 1/N of a gather
     whole -> sharded  nothing: a local slice
     pinned            what a marker says, at any price
+    rows of an attention at real rates (`Prices.real`): sharded at any price
 
 With the strategy of every attention fixed these are all the prices there are, so the cut is the optimum.
 """
@@ -28,12 +29,12 @@ from seqpar.partitioner.marker import pin_of
 from seqpar.partitioner.mincut import CutProblem
 from seqpar.partitioner.op import as_length, outputs_of
 from seqpar.partitioner.pins import is_pin, pinned_atoms
+from seqpar.partitioner.real_rates import RealRates
 from seqpar.partitioner.relation import Relation
 
 INF = math.inf
 POOLING = 2  # all-reduces of a mean and of the squares around it
 REDUCED = -1  # stands for the dim of a vertex that is a reduction over an atom
-HIDDEN = 1e-3  # price of a byte that travels behind computation
 QUERY, KEYS = -2, -3  # operands of an attention whose heads or blocks are exchanged
 
 Key = tuple[Node, int, int]  # node, dim (or REDUCED / QUERY / KEYS), atom
@@ -93,6 +94,7 @@ class LabelProblem:
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
         self.divisible = inference.input_dependent - key_side(inference, local)
+        self.rates = RealRates(inference, degrees, prices)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
 
@@ -155,20 +157,22 @@ class LabelProblem:
         if dim is None:
             self.base += work
             return
+        divided = work * self.rates.masked(relation, dim)
         axes = self.inference.axes[node]
-        made = self._makes(relation) or dim in relation.windows
+        made = relation.makes or dim in relation.windows
         flowing = self._flowing(relation, dim)
         covered = 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
-                self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
+                self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks * self.rates.uneven(node, relation, atom))
             elif is_pin(node):
                 if self.long_enough(atom):
                     self._vertex((node, dim, atom), yes=0.0, no=INF)
             elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
                 price = self._call_price(node, relation, dim)
-                self._vertex((node, dim, atom), yes=work * share * self.busiest(atom) + price, no=work * share)
+                whole = INF if self.rates.main.get(node) == atom else work * share
+                self._vertex((node, dim, atom), yes=divided * share * self.busiest(atom) + price, no=whole)
                 covered += share
         self.base += work * (1 - covered) if node not in self.exchanged else 0.0
 
@@ -217,12 +221,6 @@ class LabelProblem:
         length = self.sizes.hint(self.table.length(atom))
         return -(-length // self.degrees.ranks) / max(length, 1)
 
-    @staticmethod
-    def _makes(relation: Relation) -> bool:
-        """Results that no operand determines can be made in parts (constants, padding)."""
-        kind = relation.rewrite.kind if relation.rewrite else ""
-        return kind == "pad" or (kind == "sizes" and len(relation.free) == len(relation.operands))
-
     def _share(self, axis: tuple[tuple[int, ...], ...], atom: int) -> float:
         """Part of a dim's positions that belongs to an atom."""
         for factor in self.table.expand_axis(axis):
@@ -239,6 +237,7 @@ class LabelProblem:
     def _add_operands(self, node: Node, relation: Relation) -> None:
         reduced: list[int] = []
         out_dim = self.candidate(node)
+        packed = self._packed(relation)
         for i, operand in enumerate(relation.operands):
             if i in relation.free:
                 continue
@@ -253,11 +252,19 @@ class LabelProblem:
             for atom in atoms:
                 target = self._target(node, relation, i, dim, atom, out_dim)
                 if target is not None:
-                    self._read(operand, dim, atom, target)
+                    self._read(operand, dim, atom, target, packed.get(operand))
                     if self.vertices.get((node, REDUCED, atom)) == target and target not in reduced:
                         reduced.append(target)
         for a, b in zip(reduced, reduced[1:], strict=False):
             self.problem.tie(a, b)
+
+    def _packed(self, relation: Relation) -> dict[Node, int]:
+        """Operands that one collective gathers -> the vertex that pays for it once any of them is gathered."""
+        if not (operands := self.rates.packable(relation)):
+            return {}
+        once = self.problem.vertex()
+        self.problem.edge(once, self.whole, self.prices.call)
+        return dict.fromkeys(operands, once)
 
     def _turned(self, node: Node, relation: Relation, i: int, atoms: list[int], out_dim: int | None) -> list[int]:
         """The node's atoms if it is in another phase than its operand, which has them in another place."""
@@ -317,8 +324,8 @@ class LabelProblem:
         cut = heaviest_factor(self.inference, axis)
         return axis == first and alone and tuple(cut) in axis and all(map(self.long_enough, cut))
 
-    def _read(self, operand: Node, dim: int, atom: int, target: int) -> None:
-        """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole."""
+    def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None) -> None:
+        """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call."""
         key = (origin(operand), dim, atom)
         vertex = self.vertices.get(key)
         if vertex is None:
@@ -327,7 +334,10 @@ class LabelProblem:
         gather = self.gathers.get(gather_key)
         if gather is None:
             gather = self.gathers[gather_key] = self.problem.vertex()
-            self.problem.edge(vertex, gather, self._moved(operand, dim, atom) * self.prices.byte + self.prices.call)
+            call = self.prices.call if packed is None else 0.0
+            self.problem.edge(vertex, gather, self._moved(operand, dim, atom) * self.prices.byte + call)
+            if packed is not None:
+                self.problem.edge(vertex, packed, INF)
         self.problem.edge(gather, target, INF)
 
     def _add_results(self) -> None:
@@ -344,7 +354,7 @@ class LabelProblem:
         size = nbytes(outputs_of(node)[0], self.sizes) * share
         back = size / r * (u - 1) / u / u * self.prices.byte
         gathered = size * (u - 1) / u * self.prices.byte
-        if r > 1:
+        if r > 1 or (self.rates.main.get(node) == atom and self.long_enough(atom)):
             self._vertex((node, dim, atom), yes=work + back, no=INF)
         elif self.long_enough(atom):
             self._vertex((node, dim, atom), yes=work + back, no=work + gathered)
@@ -354,24 +364,23 @@ class LabelProblem:
         for i, operand in enumerate(relation.operands):
             dim = self.candidate(operand)
             rows = len(self.inference.axes[operand][0]) - 2
-            targets = {} if i == spec.mask else self._exchange_targets(node, operand, rows, is_query=i == spec.q)
+            targets = {} if i == spec.mask else self._exchange_targets(node, relation, operand, rows, is_query=i == spec.q)
             if dim is not None:
                 for atom in self.atoms(operand, dim):
                     self._read(operand, dim, atom, targets.get(atom, self.whole) if dim == rows else self.whole)
 
-    def _exchange_targets(self, node: Node, operand: Node, rows: int, is_query: bool) -> dict[int, int]:
+    def _exchange_targets(self, node: Node, relation: Relation, operand: Node, rows: int, is_query: bool) -> dict[int, int]:
         """The vertex of each atom of an exchanged operand, priced with the bytes it moves."""
         u, r = self.degrees.ulysses, self.degrees.ring
         size = nbytes(operand.meta["val"], self.sizes)
-        targets = {}
+        targets, exposed = {}, self.rates.exposed(node, relation)
         for atom in self.atoms(operand, rows):
             moved = size * self._share(self.inference.axes[operand][0][rows], atom)
             to_heads = moved / r * (u - 1) / u / u
             if is_query:
                 targets[atom] = self._operand_vertex((node, QUERY, atom), to_heads, forced=r > 1)
             else:
-                # A rotating block travels while the one before it is attended: almost free next to a gather.
-                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + HIDDEN * moved / u * (r - 1) / r, forced=False)
+                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + exposed * moved / u * (r - 1) / r, forced=False)
         return targets
 
     def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:

@@ -64,6 +64,13 @@ def part(length: Length, rank: int, ranks: int) -> Length:
     return FloorDiv(length + (ranks - 1 - rank), ranks)
 
 
+def fraction(length: Length, numerator: int, denominator: int) -> Length:
+    """That part of a length, rounded down."""
+    if numerator in (0, denominator):
+        return length if numerator else 0
+    return length * numerator // denominator if isinstance(length, int) else FloorDiv(length * numerator, denominator)
+
+
 class Sizes:
     """Example values of the symbols, and the conditions under which decisions taken on them hold.
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +46,34 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
 
 PROFILE = "seqpar_machine"  # the key that says what a file is; its value is the version of the format
 MEASURED = ("flops_per_s", "bytes_per_s", "latency_s", "memory_bytes")
+
+
+def rates_of(hardware: str | Path | Machine | None) -> Machine | None:
+    """What prices communication for hardware that the user named: the machine at its real rates; None for none.
+
+    Raises:
+        MeshError: no machine has this name.
+    """
+    return None if hardware is None else find_machine(hardware).at_real_rates()
+
+
+def write_rates(machine: Machine | None) -> dict[str, Any] | None:
+    """What `rates_of` returned, as plain data."""
+    return None if machine is None else {key: value for key, value in asdict(machine).items() if value != math.inf}
+
+
+def read_rates(data: Any) -> Machine | None:
+    """The inverse of `write_rates`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if data is None:
+        return None
+    kinds = {field.name: str if field.name == "name" else float for field in fields(Machine)}
+    if not isinstance(data, dict) or not all(key in kinds and isinstance(value, kinds[key]) for key, value in data.items()):
+        raise ValueError(f"not the rates of a machine: {data!r:.80}")
+    return Machine(**data).at_real_rates()
 
 
 def find_machine(hardware: str | Path | Machine) -> Machine:

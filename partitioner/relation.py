@@ -69,3 +69,9 @@ class Relation:
     def __post_init__(self) -> None:
         if set(self.flows) & set(self.reduces):
             raise AssertionError(f"a dim cannot both flow and be reduced: {sorted(set(self.flows) & set(self.reduces))}")
+
+    @property
+    def makes(self) -> bool:
+        """Results that no operand determines can be made in parts (constants, padding)."""
+        kind = self.rewrite.kind if self.rewrite else ""
+        return kind == "pad" or (kind == "sizes" and len(self.free) == len(self.operands))

@@ -3,6 +3,8 @@
 For fixed strategies the labels are an exact minimum cut. An attention whose keys are among its queries (self, joint, prefix)
 uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys computed on
 every rank: tried class by class of equal attentions, and kept unless that repeats more work than the collectives it saves are worth.
+At real rates (hardware that the user named) the others may attend locally too, with keys gathered at the cheapest place of their chain: as keys
+and values, or before their projections.
 Last, attentions whose batch holds another sequence are tried along their batch, with the cut switching between the two (`phases`).
 """
 
@@ -20,6 +22,8 @@ from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
 from seqpar.partitioner.op import outputs_of, shape_of
 from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation
+
+MAX_TRIALS = 4  # of classes of attentions that are tried with gathered keys
 
 
 @dataclass
@@ -58,6 +62,7 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
+    best = _gathering(inference, degrees, price, best, exchanged - crossing.keys(), local) if price.real else best
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
         trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
@@ -65,6 +70,17 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
         if trial.cost < best.cost + spared:
             return Solution(trial, degrees, price, reasons, found.along_batch, frozenset(local), found.prefer)
     return Solution(best, degrees, price, reasons, local=frozenset(local))
+
+
+def _gathering(inference: Inference, degrees: Degrees, price: Prices, best: Labels, candidates: Set[Node], local: Set[Node]) -> Labels:
+    """Classes of attentions, the heaviest first, that keep their rows and gather keys instead of exchanging where that takes less time."""
+    sizes = inference.table.sizes
+    groups = classes({n: r for n, r in inference.relations.items() if n in candidates}, inference)
+    for members in sorted(groups, key=lambda g: -sum(node_work(n, sizes) for n in g))[:MAX_TRIALS]:
+        trial = LabelProblem(inference, degrees, price, best.exchanged - members, local).solve()
+        if trial.cost < best.cost + calls(degrees) * price.call * len(members):
+            best = trial
+    return best
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:

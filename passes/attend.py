@@ -21,11 +21,13 @@ from torch.fx import Node
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
+from seqpar.partitioner.head_shares import plan_of_shares, share_heads, sharing
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Length, part, product, total
 from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
+from seqpar.passes.attend_shares import emit_shares
 from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.ring import ring_attention
@@ -62,7 +64,10 @@ class Exchange:
         self.columns = self._atoms(self.column_order, KEYS)
         self.results = self._atoms(self.row_order, result)
         q_heads, kv_heads = (emitter.view.inference.table.example_length(relation.operand_axes[i][1]) for i in (self.spec.q, self.spec.k))
-        self.heads: HeadPlan = divide_heads(q_heads, kv_heads, self.ulysses)
+        solution = emitter.view.solution
+        shared = sharing(emitter.view.inference, degrees, solution.prices, node).shared
+        self.shares = share_heads(q_heads, self.ulysses) if shared else None
+        self.heads: HeadPlan = plan_of_shares(self.shares) if self.shares else divide_heads(q_heads, kv_heads, self.ulysses)
 
     def _order(self, operand: int, roles: tuple[int, ...]) -> Order:
         """The factors of an operand's sequence, and which of them is cut (the first if none is)."""
@@ -145,6 +150,8 @@ class Exchange:
     def _exchanged(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         if self.ulysses > 1:
             q, k, v = self._to_heads(q, k, v)
+            if self.shares:
+                return emit_shares(self, self.shares, (q, k, v), mask)
             mask = self._mask_heads(mask)
         out = self._attend(q, k, v, mask)
         if self.ulysses > 1:

@@ -128,9 +128,16 @@ class Emitter:
     def _gather(self, node: Node, x: Node, have: Layout, want: Layout) -> Node:
         for dim, (h, w) in enumerate(zip(have, want, strict=True)):
             if h != w:
-                x = self._along(node, x, dim, h, w, lambda y, d, segments: self.call(gather, (y, d, segments), {"group": "sp"}))
+                x = self._along(node, x, dim, h, w, lambda y, d, segments: self._gathered(node, y, d, segments))
                 have = (*have[:dim], w, *have[dim + 1 :])
         return x
+
+    def _gathered(self, node: Node, x: Node, dim: int, segments: Any) -> Node:
+        """One collective; `pack` may join it with others of this dtype."""
+        emitted = self.call(gather, (x, dim, segments), {"group": "sp"})
+        value = node.meta["val"]
+        emitted.meta["seqpar_dtype"] = value.dtype if isinstance(value, torch.Tensor) else value[0].dtype
+        return emitted
 
     def _shard(self, node: Node, x: Node, have: Layout, want: Layout) -> Node:
         for dim, (h, w) in enumerate(zip(have, want, strict=True)):

@@ -11,6 +11,8 @@ from torch.fx import Node
 
 from seqpar.partitioner.alternatives import Alternative, alternatives, attention_seconds
 from seqpar.partitioner.cost import node_work
+from seqpar.partitioner.key_sources import KeySources
+from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.solve import classes
 from seqpar.passes.drawing import Drawing, drawing
 from seqpar.passes.memory import Memory, peak_bytes, weight_bytes
@@ -114,8 +116,9 @@ class Inspector:
         if found.solution.degrees.ranks == 1 or found.nothing_to_shard:
             return {}
         over = found.solution.labels.exchanged
+        sources = KeySources(LayoutView(found.inference, found.solution, 0))
         return {
-            n.name: attention_seconds(found.inference, found.solution, n, found.solution.degrees if n in over else None, found.machine)
+            n.name: attention_seconds(found.inference, found.solution, n, found.solution.degrees if n in over else None, found.machine, sources)
             for n, r in found.inference.relations.items()
             if r.attention is not None
         }

@@ -10,7 +10,7 @@ class Options:
     recognise: attention in other forms becomes attention nodes. fuse: a sequence that is a product is read again as one atom, which can
     be cut anywhere. grids: cutting between frames or rows is tried as well. local_keys: a cross-attention may attend locally.
     phases: the cut may switch between two axes. share_counts: ranks with parts of equal sizes are counted once.
-    schedule: exchanges start early and are waited for late.
+    pack: gathers that follow one another become one. schedule: exchanges start early and are waited for late.
     """
 
     recognise: bool = True
@@ -19,4 +19,5 @@ class Options:
     local_keys: bool = True
     phases: bool = True
     share_counts: bool = True
+    pack: bool = True
     schedule: bool = True

@@ -16,6 +16,7 @@ from torch import fx
 from seqpar.compat import symbol_hints
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.head_shares import sharing
 from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
@@ -33,6 +34,7 @@ from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
 from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.options import Options
+from seqpar.passes.pack import pack_gathers
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
 from seqpar.passes.progress import Dump, run_passes, stage
@@ -111,7 +113,8 @@ class Partitioned:
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
-                digest.update(str(in_zigzag(self.inference, self.solution, node)).encode())
+                shared = sharing(self.inference, degrees, self.solution.prices, node).shared
+                digest.update(f"{in_zigzag(self.inference, self.solution, node)} {shared}".encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()
@@ -139,7 +142,10 @@ class Partitioned:
             first = not self._emitted
             with stage("emit", "writing the programs of %d ranks", self.solution.degrees.ranks) if first else nullcontext():
                 emitter = Emitter(self.traced.gm.graph, self.view.for_rank(rank), self.traced.symbols, self.comm_dtype)
-                self._emitted[rank] = with_graph(self.traced.gm, emitter.run())
+                graph = emitter.run()
+                if self.options.pack:
+                    pack_gathers(graph)
+                self._emitted[rank] = with_graph(self.traced.gm, graph)
             self.dump.graph(f"program_of_rank_{rank}", self._emitted[rank], self.traced.gm)
             self._seconds.setdefault("rewrite", time.perf_counter() - started)
         return self._emitted[rank]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut) or "replicated"; a balanced causal ring adds " (zigzag)"."""
+    """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut), "gather K/V",
+    "gather input" (of the keys and values) or "replicated"; a balanced causal ring adds " (zigzag)", heads divided by rows " (shared heads)"."""
 
     node: str
     strategy: str

@@ -8,6 +8,8 @@ import torch
 from torch.fx import Node
 
 from seqpar.partitioner.cost import is_contraction, node_work
+from seqpar.partitioner.head_shares import sharing
+from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
@@ -16,6 +18,7 @@ from seqpar.passes.count import Counts, count
 from seqpar.passes.estimate import predict
 from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.text import amount
 
 if TYPE_CHECKING:
     from seqpar.passes.pipeline import Partitioned
@@ -26,6 +29,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
     degrees, inference = partitioned.solution.degrees, partitioned.inference
     counts = partitioned.counts
     whole = whole_flops(partitioned)
+    sources = KeySources(LayoutView(inference, partitioned.solution, 0))
     kinds = counts[0].traffic.bytes
     predicted = [predict(c, partitioned.machine) for c in {id(c): c for c in counts}.values()]
     return Plan(
@@ -35,7 +39,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
         flops_per_rank=tuple(c.total_flops for c in counts),
         comm_bytes_per_rank={k: max(c.traffic.bytes[k] for c in counts) for k in kinds},
         comm_calls={k: max(c.traffic.calls[k] for c in counts) for k in kinds},
-        attention=tuple(_attention(partitioned, n, r) for n, r in inference.relations.items() if r.attention is not None)
+        attention=tuple(_attention(partitioned, n, r, sources) for n, r in inference.relations.items() if r.attention is not None)
         + tuple(_written(partitioned, n, inference.relations[n]) for n in inference.written),
         replicated_ops=_replicated(partitioned, whole),
         seconds=partitioned.seconds,
@@ -107,21 +111,25 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
 
 
 # -- attention and whole operators -----------------------------------------------------------------
-def _attention(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
-    inference, solution = partitioned.inference, partitioned.solution
-    view = partitioned.view
+def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources: KeySources) -> AttentionPlan:
+    inference, solution, view = partitioned.inference, partitioned.solution, sources.view
     spec, degrees = relation.attention, solution.degrees
     queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
     heads = inference.table.example_length(relation.operand_axes[spec.q][1])
+    source = sources.of(node)
+    moved = f"{source.what}, {amount(source.received)}B" if source.values else source.what
     if node in solution.labels.exchanged:
         zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
         strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1) + zigzag
-        why = "queries, keys and values exchanged over the mesh"
+        why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
+        shares = sharing(inference, degrees, solution.prices, node)
+        strategy += " (shared heads)" if shares.shared else ""
+        why += f"; {shares.reason}" if shares.reason else ""
     else:
         cut = any(view.produced(node))
-        strategy = "local" if cut else "replicated"
+        strategy = source.strategy if cut else "replicated"
         along_batch = node in solution.along_batch and "its batch is sharded: nothing moves"
-        why = along_batch or "keys are whole on every rank: nothing moves" if cut else solution.reasons.get(node, "one rank")
+        why = along_batch or moved if cut else solution.reasons.get(node, "one rank")
     return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
 
 

@@ -115,7 +115,8 @@ def runner_up(details: Details, node: str) -> str:
     """The predicted time of one attention and of what else was possible; with the solver's price of the program where the solver decided."""
 
     def text(a: Alternative) -> str:
-        return f"{a.strategy} {duration(a.seconds)}" + (f" (solver's price of the program {percent(a.cost - details.cost, details.cost)})" if a.cost is not None else "")
+        moved = f", {amount(a.received)}B" if a.received else ""
+        return f"{a.strategy} {duration(a.seconds)}{moved}" + (f" (solver's price of the program {percent(a.cost - details.cost, details.cost)})" if a.cost is not None else "")
 
     others = details.runners_up.get(node, ())
     if not others:

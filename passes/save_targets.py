@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from seqpar.errors import SavedProgramError
-from seqpar.runtime import attention, groups, halo, layout, opaque, ring, statistics, strided, switch, ulysses, zigzag
+from seqpar.runtime import attention, groups, halo, head_shares, layout, opaque, ring, statistics, strided, switch, ulysses, zigzag
 
 NAMESPACES = ("aten", "prims", "seqpar")
 RUNTIME = (
-    attention.causal_mask, attention.select_heads, groups.all_reduce, halo.halo, halo.window, layout.first_rank, layout.gather, layout.shard, opaque.run_opaque,
+    attention.causal_mask, attention.select_heads, groups.all_reduce, halo.halo, halo.window, head_shares.pieces_to_seq, layout.first_rank, layout.gather, layout.gather_many, layout.shard,
+    opaque.run_opaque,
     ring.ring_attention, ring.split_kv_attention, statistics.deviation, statistics.deviation_and_mean, statistics.euclidean_norm, statistics.group_norm,
     statistics.variance, statistics.variance_and_mean, strided.as_complex, switch.switch, ulysses.heads_to_seq, ulysses.seq_to_heads,
     zigzag.zigzag_attention,

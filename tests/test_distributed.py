@@ -12,6 +12,7 @@ import seqpar
 from seqpar.models import registry
 from seqpar.models.family import output_tensors
 from seqpar.models.randomise import randomise
+from seqpar.partitioner.cost import Machine
 
 CASES = [
     # name, ulysses, ring, heads, rows, columns, text length, batch
@@ -80,6 +81,25 @@ def test_every_rank_returns_what_one_process_returns(ranks, case):
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
     if len(groups) > 1:
         assert not torch.equal(groups[0][0][0], groups[1][0][0])
+
+
+SLOW = {"flops_per_s": 1e12, "bytes_per_s": 1e9, "latency_s": 1e-9}
+FAST = {"flops_per_s": 1e9, "bytes_per_s": 1e12, "latency_s": 1e-9}
+
+
+def compile_for_hardware_and_compare(heads, hardware, backend):
+    model, inputs = make("pattern-standard", heads, 5, 7, 1, 1)
+    fast = seqpar.sp_compile(model, inputs, ulysses=4, dynamic=False, backend=backend, hardware=Machine(**hardware))
+    with torch.no_grad():
+        error = error_between(fast(**inputs), model(**inputs))
+    return error, [a.strategy for a in fast.plan.attention]
+
+
+@pytest.mark.parametrize(("heads", "hardware", "strategy"), [(6, FAST, "ulysses (shared heads)"), (4, SLOW, "gather")])
+def test_other_strategies_on_real_ranks_and_compiled(ranks, heads, hardware, strategy):
+    for backend in (None, "aot_eager"):
+        for error, found in ranks.run(compile_for_hardware_and_compare, heads, hardware, backend, timeout=300):
+            assert error <= 1e-5 and all(strategy in s or s == "local" for s in found), found
 
 
 def dynamo_and_compare(name, ulysses, ring, backend, *sizes):

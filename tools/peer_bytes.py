@@ -151,9 +151,10 @@ def _measure(name: str, sizes: Sizes, ulysses: int, ring: int, inputs: dict[str,
     fast = sp_compile(build(name, sizes), inputs, ulysses=ulysses, ring=ring, mesh=mesh, dynamic=False)
     ours = _checked(fast, inputs, reference, place.groups["ring"])
     everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (theirs, ours))
-    peers = [their for their, _ in everywhere if their is not None]
-    return [dataclasses.asdict(busiest(peers)) if peers else None, refusal, dataclasses.asdict(busiest([our for _, our in everywhere]))]
+    # Plain data: run as a program, this file's classes are another module's on the ranks.
+    dist.all_gather_object(everywhere, [None if count is None else dataclasses.asdict(count) for count in (theirs, ours)])
+    peers = [Count(**their) for their, _ in everywhere if their is not None]
+    return [dataclasses.asdict(busiest(peers)) if peers else None, refusal, dataclasses.asdict(busiest([Count(**our) for _, our in everywhere]))]
 
 
 def _checked(model: nn.Module, inputs: dict[str, Any], reference: list[torch.Tensor], ring_group: str | None = None) -> Count:

@@ -81,7 +81,7 @@ def source(program: Program, ulysses: int, ring: int, options: str = "", machine
             "from __future__ import annotations\n",
             "from types import SimpleNamespace\n",
             "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn\n",
-            "from seqpar.partitioner.cost import Machine\nfrom seqpar.passes.options import Options\nfrom seqpar.passes.trace import trace\nfrom seqpar.verification import verify_traced\n\n",
+            "from math import inf\n\nfrom seqpar.partitioner.cost import Machine\nfrom seqpar.passes.options import Options\nfrom seqpar.passes.trace import trace\nfrom seqpar.verification import verify_traced\n\n",
             "class Model(nn.Module):",
             textwrap.indent(body, "    "),
             "\n",

@@ -55,11 +55,11 @@ def test_alternatives_of_an_attention_over_the_mesh(partitioned):
     inference, solution = partitioned.inference, partitioned.solution
     (node,), _ = split_by_mesh(inference, solution)
     found = alternatives(inference, solution, {node}, MACHINE)
-    assert {a.strategy for a in found} == {"ulysses 4", "ring 4", "local"} and [a.seconds for a in found] == sorted(a.seconds for a in found)
+    assert {a.strategy for a in found} == {"ulysses 4", "ring 4", "gather K/V"} and [a.seconds for a in found] == sorted(a.seconds for a in found)
     prices = {a.strategy: a.cost for a in found}
-    assert prices["local"] > solution.labels.cost and prices["ulysses 4"] is prices["ring 4"] is None
+    assert prices["gather K/V"] > solution.labels.cost and prices["ulysses 4"] is prices["ring 4"] is None
     eight = solve(inference, Degrees(4, 2))  # more ranks than heads are no alternative
-    assert {a.strategy for a in alternatives(inference, eight, {node}, MACHINE)} == {"ring 8", "local"}
+    assert {a.strategy for a in alternatives(inference, eight, {node}, MACHINE)} == {"ring 8", "gather K/V"}
 
 
 def test_alternatives_of_a_local_attention(partitioned):

@@ -1,12 +1,13 @@
 """Hardware by name."""
 
 import json
+import math
 
 import pytest
 
 from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.machines import MACHINES, find_machine, write_machine
+from seqpar.partitioner.machines import MACHINES, find_machine, rates_of, read_rates, write_machine, write_rates
 
 
 def test_names_are_forgiving_and_unknown_ones_are_told():
@@ -54,3 +55,14 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(MeshError, match=message):
         find_machine(str(path))
+
+
+def test_rates_of_named_hardware_have_no_caps_and_survive_json():
+    assert rates_of(None) is None and write_rates(None) is None and read_rates(None) is None
+    machine = rates_of("4090")
+    assert math.isinf(machine.comm_share) and math.isinf(machine.call_share) and machine.bytes_per_s == find_machine("4090").bytes_per_s
+    for known in (machine, rates_of(Machine())):
+        assert read_rates(json.loads(json.dumps(write_rates(known), allow_nan=False))) == known
+    for damaged in ([], {"flops_per_s": "fast"}, {"speed": 1.0}):
+        with pytest.raises(ValueError, match="not the rates of a machine"):
+            read_rates(damaged)

@@ -35,6 +35,11 @@ def test_ranks_receive_no_more_than_those_of_diffusers(on_two_ranks, name):
     assert (found[0].planned.bytes, found[0].planned.calls) == (ours.bytes, ours.calls)
 
 
+def test_flux_with_four_blocks_needs_about_half_of_the_calls():
+    (found,) = peer_bytes.compare(["flux"], Sizes(4, 16, 4, 256, 32), [(2, 1)], meta=True)
+    assert (found.planned.total_calls, found.diffusers.total_calls) == (9, 17) and found.calls_ratio <= 0.55 and found.bytes_ratio <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "mesh"),
     [

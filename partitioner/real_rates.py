@@ -1,0 +1,84 @@
+"""What prices take into account only at real rates: for hardware that the user named, strategies of attentions are compared by time.
+
+With capped prices (`cost.Prices.real` is False) every answer here is the neutral one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch.fx import Node
+
+from seqpar.partitioner.attention_heads import busiest_heads
+from seqpar.partitioner.candidates import heaviest_factor
+from seqpar.partitioner.cost import Prices, attention_pairs, nbytes, node_work
+from seqpar.partitioner.head_shares import sharing
+from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.relation import Relation
+
+if TYPE_CHECKING:
+    from seqpar.partitioner.labels import Degrees
+
+MAIN = 0.05  # an attention with this share of the heaviest one's work is one the ranks were asked for
+HIDDEN = 1e-3  # price of a byte that travels behind computation
+
+
+class RealRates:
+    """Asked by `LabelProblem` while it prices one mesh."""
+
+    def __init__(self, inference: Inference, degrees: Degrees, prices: Prices) -> None:
+        self.inference, self.degrees, self.prices = inference, degrees, prices
+        self.sizes = inference.table.sizes
+
+    @cached_property
+    def main(self) -> dict[Node, int]:
+        """Heavy attention nodes -> the longest sequence atom of their queries, which is divided at any price: the user asked for ranks."""
+        if not self.prices.real:
+            return {}
+        table = self.inference.table
+        work = {n: node_work(n, self.sizes) for n, r in self.inference.relations.items() if r.attention is not None}
+        least = MAIN * max(work.values(), default=0)
+        found = {}
+        for node in (n for n, w in work.items() if w >= least):
+            relation = self.inference.relations[node]
+            atoms = heaviest_factor(self.inference, relation.operand_axes[relation.attention.q][-2])
+            if atoms:
+                found[node] = max(atoms, key=lambda a: self.sizes.hint(table.length(a)))
+        return found
+
+    def masked(self, relation: Relation, dim: int) -> float:
+        """How much more a local causal attention computes if its rows are cut: the triangle is a mask over whole keys then."""
+        spec = relation.attention
+        if not self.prices.real or spec is None or not spec.is_causal or dim != len(relation.out_axes[0]) - 2:
+            return 1.0
+        rows, columns = (self.inference.table.example_length(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
+        return rows * columns / max(attention_pairs(rows, columns, True), 1)
+
+    def uneven(self, node: Node, relation: Relation, atom: int) -> float:
+        """Work of the busiest rank over the average: whole heads of a Ulysses rank (unless they are shared), rows of an atom in a ring."""
+        if not self.prices.real:
+            return 1.0
+        table, ranks = self.inference.table, self.degrees.ranks
+        heads, length = table.example_length(relation.operand_axes[relation.attention.q][1]), self.sizes.hint(table.length(atom))
+        rows = -(-length // ranks) * ranks / length if self.degrees.ring > 1 else 1.0
+        if sharing(self.inference, self.degrees, self.prices, node).shared:
+            return rows
+        return rows * busiest_heads(heads, self.degrees.ulysses) * self.degrees.ulysses / heads
+
+    def exposed(self, node: Node, relation: Relation) -> float:
+        """Share of a rotating block's price that counts: it travels while the one before it is attended, unless the link is slower than that."""
+        u, r = self.degrees.ulysses, self.degrees.ring
+        spec = relation.attention
+        travels = sum(nbytes(relation.operands[i].meta["val"], self.sizes) for i in (spec.k, spec.v)) / u * self.prices.byte
+        if not self.prices.real or r == 1 or not travels:
+            return HIDDEN
+        return max(HIDDEN, 1 - node_work(node, self.sizes) / (u * r) / travels)
+
+    def packable(self, relation: Relation) -> tuple[Node, ...]:
+        """Keys and values of a local attention, which one collective gathers (`passes.pack`)."""
+        spec = relation.attention
+        if not self.prices.real or spec is None:
+            return ()
+        k, v = relation.operands[spec.k], relation.operands[spec.v]
+        return () if k is v or k.meta["val"].dtype != v.meta["val"].dtype else (k, v)
