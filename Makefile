@@ -42,7 +42,7 @@ fuzz: setup
 	SEQPAR_FUZZ=$(N) SEQPAR_FUZZ_SEED=$(SEED) $(BIN)/pytest -n $(WORKERS) --dist loadgroup --timeout 0 tests/fuzz $(PYTEST_ARGS)
 
 mutants: setup
-	$(BIN)/python -m seqpar.tools.mutate --table docs/mutants.md
+	$(BIN)/python -m seqpar.tools.mutate --state build/mutants.jsonl --table docs/mutants.md
 
 docs: setup
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
