@@ -2,33 +2,33 @@
 
 import contextlib
 import io
-import re
+import os
 from pathlib import Path
 
 import pytest
 
+from seqpar.tools.pages import blocks_of, run_blocks
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "plans.md"
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+SHOWN = blocks_of(PAGE, "text")
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """Source lines are looked up by file, so the blocks are written into one."""
-    path = tmp_path_factory.mktemp("page") / "transformer.py"
-    path.write_text("\n".join(blocks("python")))
+    folder, before = tmp_path_factory.mktemp("page"), os.getcwd()
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(path.read_text(), str(path), "exec"), {"__name__": "page"})
-    return out.getvalue().replace(f"{path.parent}/", "")
+    try:
+        with contextlib.redirect_stdout(out):
+            run_blocks(PAGE, folder, file="transformer.py")
+    finally:
+        os.chdir(before)
+    return out.getvalue().replace(f"{folder}/", "")
 
 
 def test_there_are_blocks():
-    assert len(blocks("python")) == PAGE.read_text().count("```python") >= 3
+    assert len(blocks_of(PAGE)) == PAGE.read_text().count("```python") >= 3
 
 
-@pytest.mark.parametrize("number", range(len(blocks("text"))))
+@pytest.mark.parametrize("number", range(len(SHOWN)))
 def test_they_print_what_the_page_says(printed, number):
-    assert blocks("text")[number] in printed
+    assert SHOWN[number] in printed

@@ -8,30 +8,27 @@ import pytest
 import torch.distributed as dist
 
 from seqpar.compat import lookup_backend
+from seqpar.tools.pages import blocks_of, run_blocks
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def python_blocks():
-    return re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+def run_readme(folder):
+    rank = dist.get_rank()
 
+    def skip(block):
+        dist.barrier()  # the first rank may have been longer in a block of its own than ranks wait for each other
+        return "seqpar.verify(" in block and rank > 0  # "without any launcher": one process
 
-def run_blocks(blocks):
-    namespace = {"__name__": "readme"}
     # Four ranks that run a C++ compiler take minutes; what Inductor makes of a program is compared in test_backend.py.
     with mock.patch("seqpar.backend.lookup_backend", lambda _: lookup_backend("aot_eager")):
-        for number, block in enumerate(blocks, 1):
-            if "seqpar.verify(" in block and dist.get_rank() > 0:
-                continue  # "without any launcher": one process
-            exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
-    return sorted(namespace)
+        return sorted(run_blocks(README, folder, file=f"rank{rank}.py", skip=skip))
 
 
 @pytest.mark.timeout(900)
-def test_blocks_run(ranks):
-    blocks = python_blocks()
-    assert len(blocks) == README.read_text().count("```python") > 0
-    names = ranks.run(run_blocks, blocks, timeout=840)
+def test_blocks_run(ranks, tmp_path):
+    assert len(blocks_of(README)) == README.read_text().count("```python") > 0
+    names = ranks.run(run_readme, tmp_path, timeout=840)
     assert {"fast", "plan", "report"} <= set(names[0])
     assert all("fast" in names_of_rank for names_of_rank in names)
 
