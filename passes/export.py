@@ -1,7 +1,7 @@
 """From a model's Python code to a functional ATen program.
 
 Before: FlatModel and its tensors
-After:  the ExportedProgram that `torch.export.export(...).run_decompositions({})` makes, in less than half of the time
+After:  the ExportedProgram that `torch.export.export(...).run_decompositions({})` makes, in about half of the time
 
 torch.export runs the model once, before autograd is dispatched, and `run_decompositions` runs what came out through AOTAutograd, which
 runs it twice, with code generated for the graph in between a dozen times. Running AOTAutograd on the model itself gives the same
