@@ -2,8 +2,6 @@
 
 import functools
 import inspect
-import os
-import re
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +18,7 @@ from seqpar.errors import DisagreementError, MeshError, UnsupportedError
 from seqpar.models import registry
 from seqpar.models.checkpoints import build_pipeline
 from seqpar.models.randomise import randomise
+from seqpar.tools.pages import blocks_of, run_blocks
 
 SIZE = {"width": 48, "height": 32, "num_inference_steps": 1, "max_sequence_length": 8, "output_type": "np"}
 TOLERANCE = 1e-4
@@ -202,20 +201,15 @@ def test_wan_with_two_transformers(two_ranks):
 # ---- what docs/pipelines.md shows
 
 
-def run_documented(blocks, folder):
-    os.chdir(folder)
-    namespace = {}
+def run_documented(page, folder):
     with compiling_once():
-        for number, block in enumerate(blocks, 1):
-            exec(compile(block, f"docs/pipelines.md, block {number}", "exec"), namespace)
-    return np.asarray(namespace["image"])
+        return np.asarray(run_blocks(page, folder, file=f"rank{dist.get_rank()}.py")["image"])
 
 
 def test_documented_blocks_run(two_ranks, tmp_path):
-    text = Path(__file__).parents[1].joinpath("docs/pipelines.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
-    first, second = two_ranks.run(run_documented, blocks, str(tmp_path))
+    page = Path(__file__).parents[1] / "docs" / "pipelines.md"
+    assert len(blocks_of(page)) == 3
+    first, second = two_ranks.run(run_documented, page, tmp_path)
     assert first.std() > 1 and np.array_equal(first, second)
 
 

@@ -47,7 +47,7 @@ seqpar: 4 rank(s) = ulysses 2 x ring 2
 work      38.7 MFLOP in one process, 9.94 MFLOP on the busiest rank; 0.9908 of it sharded
 received  85 kB per rank and call of the model (8 all_to_all 41 kB, 4 ring 41 kB, 1 all_gather 3.07 kB)
 time      about 96.7 ns in one process, 261 us on the slowest rank: computing 24.8 ns, waiting for collectives 261 us (Hopper, NVLink; contractions only)
-memory    parameters 1.93 MB and inputs 7.21 kB, whole on every rank; activations at their peak 237 kB in one process, 80.7 kB per rank
+memory    parameters 1.93 MB and inputs 7.21 kB, whole on every rank; activations at their peak 237 kB in one process, 71.4 kB per rank
 stages (each; layouts as sizes, a sharded one as size/ranks)
                                      one process      rank 0                              received       time  hands on
   x_embedder                           131 kFLOP  32.8 kFLOP                                     -  0.0819 ns  1 64/4 64
@@ -82,7 +82,7 @@ seqpar: 4 rank(s) = ulysses 2 x ring 2
 work      18.3 MFLOP in one process, 5.27 MFLOP on the busiest rank; 0.9502 of it sharded
 received  35.8 kB per rank and call of the model (4 all_to_all 16.4 kB, 2 ring 16.4 kB, 1 all_gather 3.07 kB)
 time      about 45.9 ns in one process, 140 us on the slowest rank: computing 13.2 ns, waiting for collectives 140 us (Hopper, NVLink; contractions only)
-memory    parameters 729 kB and inputs 6.15 kB, whole on every rank; activations at their peak 163 kB in one process, 65 kB per rank
+memory    parameters 729 kB and inputs 6.15 kB, whole on every rank; activations at their peak 163 kB in one process, 57.6 kB per rank
 stages (each; layouts as sizes, a sharded one as size/ranks)
                       one process      rank 0                              received       time  hands on
   patch_embedding       131 kFLOP   131 kFLOP                                     -   0.328 ns  1 64 1 8 8
