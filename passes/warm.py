@@ -98,7 +98,7 @@ def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: in
         children = list(value.values()) if isinstance(value, dict) else list(value)
     elif isinstance(value, tuple):
         children = list(value)
-    elif hasattr(value, "__dict__") and not callable(value) and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
+    elif hasattr(value, "__dict__") and not inspect.isroutine(value) and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
         children = [value.__dict__]
     else:
         return

@@ -11,6 +11,16 @@ from seqpar.passes.flat_model import BufferAssigned, unchanging
 tables = {"kept": 1}
 
 
+class Rotary:
+    """A plain object that is called, and keeps its table."""
+
+    table = None
+
+    def __call__(self, n):
+        self.table = torch.arange(n) if self.table is None else self.table
+        return self.table
+
+
 class Remembers(nn.Module):
     shared = [1]
 
@@ -19,6 +29,7 @@ class Remembers(nn.Module):
         self.register_buffer("calls", torch.zeros(1))
         self.inner = nn.Module()
         self.inner.tables, self.inner.names = {"a": 1}, {"a"}
+        self.rotary = Rotary()
 
     @functools.lru_cache(None)  # noqa: B019
     def table(self, n):
@@ -36,6 +47,8 @@ def test_what_a_run_leaves_is_put_back():
         model.inner.names.add("b")
         model.shared.append(2)
         model.table(4)
+        model.rotary(5)
+    assert model.rotary.table is None
     assert model.inner.tables == {"a": 1} and not hasattr(model.inner, "other") and tables == {"kept": 1} and model.inner.names == {"a"} and model.shared == [1]
     assert model.table.cache_info().currsize == 0
 
