@@ -16,13 +16,15 @@ from torch import fx
 from seqpar.compat import lookup_backend, outside_compiler
 from seqpar.compile import Compiler, sequence_mesh
 from seqpar.errors import SeqparError
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
 from seqpar.runtime.travel import check_comm_dtype
 
-OPTIONS = ("ulysses", "ring", "mesh", "backend", "comm_dtype")
+OPTIONS = ("ulysses", "ring", "mesh", "backend", "comm_dtype", "hardware")
 # Nodes know the module that made them, but not by which name a value went in, or as which output it came out.
 NO_PLAN = (
     "backend 'seqpar' has no option sp_plan: Dynamo's graph does not say which value is which input or output of a module, so no entry could be placed in it. "
@@ -41,6 +43,7 @@ class Options:
     mesh: Any = None
     backend: str | Callable[..., Any] = "inductor"
     comm_dtype: torch.dtype | None = None
+    hardware: str | Machine | None = None
 
     def __post_init__(self) -> None:
         check_degrees(ulysses=self.ulysses, ring=self.ring)
@@ -66,7 +69,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     Args:
         gm: the graph; its placeholders are inputs and parameters.
         example_inputs: one tensor or (symbolic) integer per placeholder, full (global) shapes.
-        options: "ulysses", "ring", "mesh", "backend", "comm_dtype".
+        options: "ulysses", "ring", "mesh", "backend", "comm_dtype", "hardware".
         mode: not used.
 
     Raises:
@@ -79,7 +82,7 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     kinds = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     mesh = sequence_mesh(settings.ulysses, settings.ring, settings.mesh, kinds[0] if kinds else "cpu")
     leaves = concrete_inputs(gm, example_inputs)
-    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None, comm_dtype=settings.comm_dtype)
+    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None, comm_dtype=settings.comm_dtype, machine=rates_of(settings.hardware))
     builder.warned = True  # a piece between two graph breaks may well have nothing to shard
     with outside_compiler():
         program = builder.build(canonical_call(builder.signature, leaves, {}), static=True)

@@ -15,6 +15,8 @@ from seqpar.compat import pytree
 from seqpar.compile import sp_compile
 from seqpar.denoiser import Denoiser, attribute_set, forward_replaced
 from seqpar.errors import UnsupportedError
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.runtime.mesh import build_mesh, check_degrees
 from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
 from seqpar.runtime.travel import check_comm_dtype
@@ -26,7 +28,7 @@ NEEDED = ("__call__", "components", "progress_bar")  # what is used of diffusers
 
 def parallelize(
     pipe: Any, *, ulysses: int = 1, ring: int = 1, mesh: Any = None, dynamic: bool | None = None, backend: str | None = None,
-    comm_dtype: torch.dtype | None = None,
+    comm_dtype: torch.dtype | None = None, hardware: str | Machine | None = None,
 ) -> ParallelPipeline:
     """Make `pipe(...)` run its denoisers on `ulysses` x `ring` processes. Every rank calls it, and later calls `pipe` with the same arguments.
 
@@ -48,7 +50,7 @@ def parallelize(
 
     Raises:
         UnsupportedError: `pipe` is no diffusers pipeline, or it, or one it holds, is parallelised already.
-        MeshError: degrees, world size, mesh do not fit, or there is no process group.
+        MeshError: degrees, world size, mesh do not fit, there is no process group, or no such hardware.
     """
     missing = _missing(pipe)
     if missing:
@@ -58,7 +60,9 @@ def parallelize(
             raise UnsupportedError(f"this {type(part).__name__}{f' ({path})' if path else ''} is parallelised already: call its unparallelize() first")
     check_degrees(ulysses=ulysses, ring=ring)
     check_comm_dtype(comm_dtype)
-    return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), dynamic=dynamic, backend=backend, comm_dtype=comm_dtype)
+    rates_of(hardware)  # a name that does not exist is an error here, not at the first call
+    settings = {"dynamic": dynamic, "backend": backend, "comm_dtype": comm_dtype, "hardware": hardware}
+    return ParallelPipeline(pipe, build_mesh(ulysses, ring, mesh=mesh), **settings)
 
 
 def unparallelize(pipe: Any) -> None:

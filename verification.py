@@ -14,6 +14,7 @@ from seqpar import logs
 from seqpar.compat import pytree
 from seqpar.compile import split_inputs, traced_with
 from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.machines import rates_of
 from seqpar.passes.localise import one_line
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, partition
@@ -49,24 +50,36 @@ class Report:
         return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks (tolerance {self.tolerance:.0e}{rounded})"
 
 
-def verify(model: torch.nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, dynamic: bool | None = False, sp_plan: Any = None, comm_dtype: torch.dtype | None = None) -> Report:
+def verify(
+    model: torch.nn.Module,
+    example_inputs: Any,
+    *,
+    ulysses: int = 1,
+    ring: int = 1,
+    dynamic: bool | None = False,
+    sp_plan: Any = None,
+    comm_dtype: torch.dtype | None = None,
+    hardware: str | Machine | None = None,
+) -> Report:
     """Compare the sequence-parallel program with the model, all ranks in this process, no launcher.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         sp_plan: a declared plan, as in `sp_compile`.
         comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`; `ok` then allows for it (`COMM_TOLERANCE`), and `max_rel_err` says what it costs.
+        hardware: what decides how attentions communicate, as in `sp_compile`.
 
     Raises:
         SeqparError: the model cannot be traced or partitioned; PlanError among them.
     """
     logs.configure()
     check_degrees(ulysses=ulysses, ring=ring)
+    machine = rates_of(hardware)
     args, kwargs = split_inputs(example_inputs)
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
     with torch.no_grad(), whole_tensors():
         expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, comm_dtype=comm_dtype)
+    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, machine=machine, comm_dtype=comm_dtype)
 
 
 def verify_traced(

@@ -47,6 +47,11 @@ def comm_dtype(args: argparse.Namespace) -> Any:
     return None if args.comm_dtype is None else getattr(torch, args.comm_dtype)
 
 
+def add_hardware(parser: argparse.ArgumentParser, default: str) -> None:
+    """What the ranks are."""
+    parser.add_argument("--hardware", metavar="NAME", help=f"what the ranks are: H100, A100-PCIe, …, or a file of seqpar.tools.calibrate (default: {default})")
+
+
 def add_degrees(parser: argparse.ArgumentParser) -> None:
     """The mesh."""
     parser.add_argument("--ulysses", type=int, default=1, metavar="U", help="ranks that exchange heads (default 1)")

@@ -3,7 +3,7 @@
 import argparse
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_json, comm_dtype, show
+from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_hardware, add_json, comm_dtype, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
     add_degrees(parser)
     add_comm_dtype(parser)
+    add_hardware(parser, "attentions communicate over the mesh, as the degrees say")
     add_json(parser)
 
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args)
-    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args))
+    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args), hardware=args.hardware)
     return show(args, plan.explain(), plan.to_dict())
 
 

@@ -3,14 +3,14 @@
 import argparse
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_json, show
+from seqpar.tools.cli.command import Command, add_hardware, add_json, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, how many ranks, and what they are."""
     models.add_arguments(parser)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="ranks there are")
-    parser.add_argument("--hardware", metavar="NAME", help="what the ranks are (H100, A100, …, or a file of seqpar.tools.calibrate; default H100)")
+    add_hardware(parser, "H100")
     add_json(parser)
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_json, comm_dtype, show
+from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_hardware, add_json, comm_dtype, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
     add_degrees(parser)
     add_comm_dtype(parser)
+    add_hardware(parser, "attentions communicate over the mesh, as the degrees say")
     parser.add_argument("--device", default="cpu", help="where the model computes (default cpu)")
     add_json(parser)
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args, device=args.device)
-    report = seqpar.verify(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args))
+    report = seqpar.verify(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args), hardware=args.hardware)
     data = {
         "ok": report.ok,
         "max_abs_err": report.max_abs_err,
