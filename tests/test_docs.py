@@ -69,10 +69,11 @@ def test_the_site_has_every_page():
 
 
 def functions_of(found):
-    """The documented object itself, or the public functions of a class or module."""
+    """The documented object itself, or the public functions of a class, a module or an object's class."""
     if inspect.isfunction(found):
         return [found]
-    return [member for name, member in vars(found).items() if inspect.isfunction(member) and not name.startswith("_")]
+    holder = found if inspect.isclass(found) or inspect.ismodule(found) else type(found)
+    return [member for name, member in vars(holder).items() if inspect.isfunction(member) and not name.startswith("_")]
 
 
 def test_docstrings_name_parameters_that_exist():

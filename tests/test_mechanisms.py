@@ -218,7 +218,7 @@ class RepeatedKeys(Mechanism):
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
 HALOS = (Picture, TemporalConvolution)
-GATHERED = {PairBias: 2}  # one number per token and head, of which every rank makes the pairs
+GATHERED = {PairBias: 1}  # one number per token and head, of which every rank makes the pairs
 FREE_CALLS = Machine(call_share=0.0)  # these models are so small that computing twice would often be worth a call
 
 

@@ -246,7 +246,7 @@ def test_only_what_is_called_in_the_loop_is_touched_and_only_during_calls(pipe):
     assert np.array_equal(draw(pipe, {"num_inference_steps": 2}), alone)
     ((model, inputs, options),) = pipe.noted
     assert model is pipe.transformer and {"hidden_states", "encoder_hidden_states", "guidance"} <= inputs.keys()
-    assert options == {"ulysses": 1, "ring": 1, "mesh": None, "dynamic": None, "backend": "inductor"}
+    assert options == {"ulysses": 1, "ring": 1, "mesh": None, "dynamic": None, "backend": "inductor", "comm_dtype": None, "hardware": None}
     assert list(handle.denoisers) == ["transformer"]
     assert all(pipe.components[name] is part for name, part in parts.items())
     assert not any("forward" in vars(part) for part in parts.values() if isinstance(part, torch.nn.Module))

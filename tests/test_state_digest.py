@@ -164,12 +164,13 @@ def test_what_nothing_tells_apart(value):
 
 
 def test_torch_and_this_package(monkeypatch):
-    assert not replaced_in_torch() and len(own_code()) == 64
+    known = replaced_in_torch()  # transformers puts a function of its own into torch.nn.Module
+    assert len(own_code()) == 64
     before = torch_settings("cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert torch_settings("cpu") != before
     monkeypatch.setattr(torch.nn.functional, "linear", changes)
-    assert replaced_in_torch() and torch_settings("cpu") != before
+    assert len(replaced_in_torch()) == len(known) + 1 and torch_settings("cpu") != before
 
 
 def test_sample_of_weights():

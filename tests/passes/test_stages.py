@@ -42,7 +42,7 @@ def test_equal_blocks_are_one_row_with_what_they_hand_on():
     found = {s.name: s for s in stages()}
     assert list(found) == ["patch_embed", "time_embed.0", "time_embed.2", "blocks.0-3", "proj_out", ITSELF]
     blocks = found["blocks.0-3"]
-    assert blocks.repeats == 4 and blocks.results == ("1 16/2 32",) and blocks.calls["all_to_all"] == 2
+    assert blocks.repeats == 4 and blocks.results == ("1 4/2*4 32",) and blocks.calls["all_to_all"] == 2
     # a block: qkv, out and mlp of 16 positions and 32 channels, and attention; half of it on each of two ranks
     assert blocks.flops_alone == 2 * 16 * 32 * 32 * (3 + 1 + 8) + 2 * 2 * 16 * 16 * 32 and blocks.flops == blocks.flops_alone // 2
     assert found["time_embed.2"].flops == found["time_embed.2"].flops_alone == 2 * 32 * 32
