@@ -48,13 +48,24 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Line:
+    """An edge. path: of SVG; moved: what goes through an exchange, into it or out of it; label: the bytes a rank receives, at (x, y)."""
+
+    path: str
+    moved: bool = False
+    label: str = ""
+    x: float = 0.0
+    y: float = 0.0
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A stage with all positions. lines: one SVG path per edge."""
+    """A stage with all positions. lines: one per edge."""
 
     stage: Stage
     count: int
     placed: tuple[Placed, ...]
-    lines: tuple[str, ...]
+    lines: tuple[Line, ...]
     width: float
     height: float
 
@@ -144,7 +155,8 @@ def picture(number: int, stage: Stage, count: int) -> Picture:
     for i, box in enumerate(stage.boxes):
         column, row = float(places[i][0]) - columns[0], rows.index(round(float(places[i][1]), 6))
         placed.append(Placed(box, 8 + column / wide * (WIDTH + GAP_X), 8 + row * (HEIGHT + GAP_Y), f"{number}-{i}"))
-    lines = tuple(line(placed[a], placed[b]) for a, b in sorted(graph.edges))
+    labelled = {min(graph.successors(i)): i for i, box in enumerate(stage.boxes) if box.received and graph.out_degree(i)}
+    lines = tuple(line(placed[a], placed[b], labelled.get(b) == a) for a, b in sorted(graph.edges))
     right, bottom = max((p.x for p in placed), default=0), max((p.y for p in placed), default=0)
     return Picture(stage, count, tuple(placed), lines, right + WIDTH + 8, bottom + HEIGHT + 8)
 
@@ -157,8 +169,11 @@ def layers(graph: nx.DiGraph) -> list[list[int]]:
     return list(found.values())
 
 
-def line(one: Placed, two: Placed) -> str:
-    """From the lower edge of a box to the upper edge of another."""
+def line(one: Placed, two: Placed, labelled: bool) -> Line:
+    """From the lower edge of a box to the upper edge of another; labelled: with the bytes of the exchange it leaves."""
     x1, y1, x2, y2 = one.x + WIDTH / 2, one.y + HEIGHT, two.x + WIDTH / 2, two.y
     middle = (y1 + y2) / 2
-    return f"M{x1:.1f},{y1:.1f} C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2 - 2:.1f}"
+    path = f"M{x1:.1f},{y1:.1f} C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2 - 2:.1f}"
+    moved = "collective" in (one.box.kind, two.box.kind)
+    label = f"{amount(one.box.received)}B" if labelled else ""
+    return Line(path, moved, label, (x1 + x2) / 2 + 6, middle + 3)

@@ -24,7 +24,7 @@ from seqpar.passes.localise import source_line
 from seqpar.passes.memory import peak_bytes, weight_bytes
 from seqpar.passes.text import short
 from seqpar.runtime.counting import CountingGroup
-from seqpar.runtime.layout import finish_first_rank, finish_gather, first_rank, gather, shard
+from seqpar.runtime.layout import first_rank, gather, shard
 from seqpar.runtime.ring import ring_attention, split_kv_attention
 from seqpar.runtime.zigzag import zigzag_attention
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 ATTENTION = (aten.scaled_dot_product_attention.default, ring_attention, split_kv_attention, zigzag_attention)
-WHOLE = (gather, finish_gather, first_rank, finish_first_rank)
+WHOLE = (gather, first_rank)
 MAX_PERIOD = 6  # of blocks of different kinds that repeat together
 
 
@@ -157,14 +157,14 @@ class Watcher(CountInterpreter):
         return result
 
 
-def watch(gm: fx.GraphModule, example: Sequence[Tensor], ulysses: int, ring: int, rank: int) -> tuple[Seen, Counts, RankUse]:
-    """Run the program of one rank on meta tensors."""
+def watch(gm: fx.GraphModule, scheduled: fx.GraphModule, example: Sequence[Tensor], ulysses: int, ring: int, rank: int) -> tuple[Seen, Counts, RankUse]:
+    """Run the program of one rank on meta tensors. scheduled: the same in the order that ranks run it in, whose memory counts."""
     counts = Counts()
     watcher = Watcher(gm, counting_groups(ulysses, ring, rank, counts.traffic), counts)
     with torch.no_grad():
         watcher.run(*[to_meta(x) for x in example])
     inputs = sum(x.numel() * x.element_size() for x in example)
-    activations = peak_bytes(gm, example, ulysses=ulysses, ring=ring, rank=rank)
+    activations = peak_bytes(scheduled, example, ulysses=ulysses, ring=ring, rank=rank)
     return watcher.seen, counts, RankUse(rank, counts.total_flops, sum(counts.traffic.bytes.values()), weight_bytes(gm), inputs, activations)
 
 
@@ -172,17 +172,21 @@ def watch(gm: fx.GraphModule, example: Sequence[Tensor], ulysses: int, ring: int
 
 
 def drawing(partitioned: Partitioned) -> Drawing:
-    """The drawing of rank 0's program, with the use of every rank."""
-    degrees, gm = partitioned.solution.degrees, partitioned.program(0)
+    """The drawing of rank 0's program, with the use of every rank.
+
+    Drawn as it was emitted, block after block: the order in which exchanges are put behind other blocks' work is a matter of time, which a picture
+    of the flow of data does not show (`readable.py` does).
+    """
+    degrees, gm = partitioned.solution.degrees, partitioned.emitted(0)
     hint = partitioned.inference.table.sizes.hint
     values = [n.meta["val"] for n in partitioned.traced.gm.graph.nodes if n.op == "placeholder"]
     sizes = [[hint(s.node.expr) if isinstance(s, torch.SymInt) else int(s) for s in v.shape] for v in values]
     example = [torch.empty(shape, dtype=value.dtype, device="meta") for shape, value in zip(sizes, values, strict=True)]
     same = [next(r for r in range(degrees.ranks) if partitioned.counts[r] is own) for own in partitioned.counts]  # ranks with parts of equal sizes
-    runs = {rank: watch(partitioned.program(rank), example, degrees.ulysses, degrees.ring, rank) for rank in sorted(set(same))}
+    runs = {rank: watch(partitioned.emitted(rank), partitioned.program(rank), example, degrees.ulysses, degrees.ring, rank) for rank in sorted(set(same))}
     uses = tuple(replace(runs[like][2], rank=rank) for rank, like in enumerate(same))
     seen, counts, _ = runs[0]
-    alone = uses[0] if degrees.ranks == 1 else watch(partitioned.traced.gm, example, 1, 1, 0)[2]
+    alone = uses[0] if degrees.ranks == 1 else watch(partitioned.traced.gm, partitioned.traced.gm, example, 1, 1, 0)[2]
     stages, repeats = folded(stages_of(gm.graph, Describer(partitioned, seen, counts)))
     return Drawing(degrees.ulysses, degrees.ring, stages, repeats, uses, alone)
 

@@ -91,7 +91,8 @@ def test_boxes_do_not_overlap_and_edges_go_down():
     for i, (x, y) in enumerate(corners):
         assert x >= 0 and x + WIDTH <= placed.width and y + HEIGHT <= placed.height
         assert all(abs(x - u) >= WIDTH or abs(y - v) >= HEIGHT for u, v in corners[:i])
-    assert len(placed.lines) == 3  # that from the first to the last box follows from the others
+    # That from the first to the last box follows from the others. What goes through an exchange is marked, with its bytes.
+    assert [(line.moved, line.label) for line in placed.lines] == [(False, ""), (True, ""), (True, "5 kB")]
     for a, b in ((0, 1), (1, 2), (2, 3)):
         assert corners[a][1] < corners[b][1]
 
