@@ -22,7 +22,17 @@ from seqpar.partitioner.cost import Machine
 from seqpar.passes.count import Counts
 from seqpar.passes.estimate import node_seconds, transfer_seconds
 from seqpar.passes.share import with_graph
-from seqpar.runtime.layout import finish_first_rank, finish_gather, first_rank, gather, start_first_rank, start_gather
+from seqpar.runtime.layout import (
+    finish_first_rank,
+    finish_gather,
+    finish_gather_many,
+    first_rank,
+    gather,
+    gather_many,
+    start_first_rank,
+    start_gather,
+    start_gather_many,
+)
 from seqpar.runtime.switch import finish_switch, start_switch, switch
 from seqpar.runtime.ulysses import (
     finish_heads_to_seq,
@@ -37,6 +47,7 @@ HALVES: Mapping[Any, tuple[Any, Any]] = {
     seq_to_heads: (start_seq_to_heads, finish_seq_to_heads),
     heads_to_seq: (start_heads_to_seq, finish_heads_to_seq),
     gather: (start_gather, finish_gather),
+    gather_many: (start_gather_many, finish_gather_many),
     first_rank: (start_first_rank, finish_first_rank),
     switch: (start_switch, finish_switch),
 }

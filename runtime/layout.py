@@ -100,12 +100,12 @@ def gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
 
 def start_gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
     """The 1-D buffer of all ranks' parts, on its way; `finish_gather` reads it. Empty if nothing is sharded."""
-    return _start_gather([x], [dim], [segments], group)
+    return start_gather_many([x], [dim], [segments], group=group)
 
 
 def finish_gather(wire: Tensor, x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
     """Wait for what `start_gather` of the same arguments began: the result of `gather`."""
-    return _finish_gather(wire, [x], [dim], [segments], group)[0]
+    return finish_gather_many(wire, [x], [dim], [segments], group=group)[0]
 
 
 def first_rank(x: Tensor, *, group: Group) -> Tensor:
@@ -128,10 +128,12 @@ def gather_many(
     tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], *, group: Group
 ) -> list[Tensor]:
     """`gather` for several tensors of one dtype in one collective."""
-    return _finish_gather(_start_gather(tensors, dims, segments, group), tensors, dims, segments, group)
+    wire = start_gather_many(tensors, dims, segments, group=group)
+    return finish_gather_many(wire, tensors, dims, segments, group=group)
 
 
-def _start_gather(tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], group: Group) -> Tensor:
+def start_gather_many(tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], *, group: Group) -> Tensor:
+    """The 1-D buffer of all ranks' parts of all tensors, on its way; `finish_gather_many` reads it. Empty if nothing is sharded."""
     size, rank = size_of(group), rank_of(group)
     if size == 1 or not any(any_sharded(s) for s in segments):
         return tensors[0].new_empty(0)
@@ -142,7 +144,8 @@ def _start_gather(tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequ
     return start_all_gather(pack(blocks, cases[0][0], widest), group)
 
 
-def _finish_gather(wire: Tensor, tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], group: Group) -> list[Tensor]:
+def finish_gather_many(wire: Tensor, tensors: Sequence[Tensor], dims: Sequence[int], segments: Sequence[Segments], *, group: Group) -> list[Tensor]:
+    """Wait for what `start_gather_many` of the same arguments began: the result of `gather_many`."""
     size, rank = size_of(group), rank_of(group)
     if size == 1 or not any(any_sharded(s) for s in segments):
         return list(tensors)

@@ -15,7 +15,7 @@ from seqpar.passes.save_graph import Constants, read_constants, read_graph, writ
 from seqpar.passes.save_values import Codec
 from seqpar.passes.schedule import MEMORY_BOUND, Step, _Program, collectives_of, schedule
 from seqpar.passes.trace import trace
-from seqpar.runtime.layout import finish_gather, gather, start_gather
+from seqpar.runtime.layout import finish_gather, finish_gather_many, gather, start_gather, start_gather_many
 from seqpar.runtime.mesh import build_mesh
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import (
@@ -105,6 +105,18 @@ def test_work_of_the_next_block_is_behind_the_exchange_back(model):
     moved = between(nodes, start_heads_to_seq, finish_heads_to_seq)
     assert [aten.gelu.default in found for found in moved] == [True, True], "the rest of the MLP"
     assert aten.linear.default in moved[0] and aten.linear.default not in moved[1], "the next modulation; the last block has none"
+
+
+def test_work_is_behind_gathered_keys_and_values():
+    """A link on which two ranks gather keys and values, both in one collective: the MLP and the queries are on the other side of it."""
+    found = traced(text=4, image=60, heads=4, kv_heads=1)
+    link = Machine(flops_per_s=1e10, bytes_per_s=1e9, latency_s=1e-6).at_real_rates()
+    partitioned = partition(found, ulysses=2, machine=link)
+    assert [a.strategy for a in partitioned.plan.attention] == ["local", "gather K/V"], "the first block's keys come from the inputs, which are whole"
+    moved = between(list(partitioned.program(0).graph.nodes), start_gather_many, finish_gather_many)
+    assert len(moved) == 1 and aten.linear.default in moved[0] and aten.scaled_dot_product_attention.default not in moved[0]
+    report = verify_traced(found, ulysses=2, ring=1, machine=link)
+    assert report.ok, report
 
 
 @pytest.mark.parametrize(("mesh", "sizes"), [((2, 1), {}), ((2, 2), {"text": 3, "image": 17}), ((4, 1), {"heads": 6, "kv_heads": 3, "width": 24}), ((3, 1), {"text": 1, "image": 7}), ((1, 2), {})])
