@@ -26,6 +26,7 @@ from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.boundary import detach
+from seqpar.passes.copies import drop_copies
 from seqpar.passes.count import Counts
 from seqpar.passes.emit import Emitter
 from seqpar.passes.flex import flex_to_attention
@@ -43,10 +44,12 @@ from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
+from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes.
 NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks)
+TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 
 
@@ -145,6 +148,8 @@ class Partitioned:
                 graph = emitter.run()
                 if self.options.pack:
                     pack_gathers(graph)
+                if self.options.tidy:
+                    join_writes(graph)
                 self._emitted[rank] = with_graph(self.traced.gm, graph)
             self.dump.graph(f"program_of_rank_{rank}", self._emitted[rank], self.traced.gm)
             self._seconds.setdefault("rewrite", time.perf_counter() - started)
@@ -205,7 +210,7 @@ def partition(
     as_traced, pinned = traced, has_pins(traced)
     if ulysses * ring > 1 or pinned:
         check_sizes_known(traced)
-        traced = replace(traced, gm=run_passes(traced.gm, NORMALISE if options.recognise else (), dump))
+        traced = replace(traced, gm=run_passes(traced.gm, (*(NORMALISE if options.recognise else ()), *(TIDY if options.tidy else ())), dump))
     with stage("infer", "inferring what the dims of %d operators are", len(traced.gm.graph.nodes)):
         inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
     notes = check_plan(as_traced, traced.gm, inference) if pinned else ()

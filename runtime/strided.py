@@ -1,5 +1,7 @@
 """Views that need certain strides: local values may have others than whole ones."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,3 +10,14 @@ def as_complex(x: Tensor) -> Tensor:
     """[.., 2] real -> [..] complex: a view where the strides permit, else of a copy."""
     fits = x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in x.stride()[:-1])
     return torch.view_as_complex(x if fits else x.contiguous())
+
+
+def write_slices(base: Tensor, sources: Sequence[Tensor], places: Sequence[tuple[int, int | None, int | None, int]], new: bool = False) -> Tensor:
+    """A copy of `base` with `sources[i]` in the slice `places[i]` = (dim, start, stop, step), later ones over earlier ones.
+
+    new: what is written nowhere is arbitrary, so `base` is not copied, only allocated like.
+    """
+    out = torch.empty_like(base) if new else base.clone()
+    for source, (dim, start, stop, step) in zip(sources, places, strict=True):
+        torch.ops.aten.slice.Tensor(out, dim, start, stop, step).copy_(source)
+    return out
