@@ -56,12 +56,14 @@ class Degrees:
 class Labels:
     """The answer: which atoms are sharded, per value and per attention operand.
 
-    `exchanged`: attention nodes that use the mesh (Ulysses, ring or both); all others attend locally.
+    `exchanged`: attention nodes that use the mesh (Ulysses, ring or both); all others attend locally. `floor`: the part of `cost` that would
+    be left if everything were divided and nothing but those attentions communicated.
     """
 
     sharded: set[Key] = field(default_factory=set)
     exchanged: set[Node] = field(default_factory=set)
     cost: float = 0.0
+    floor: float = 0.0
 
 
 class LabelProblem:
@@ -93,6 +95,7 @@ class LabelProblem:
         self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
+        self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what an attention moves if it says yes, no
         self.divisible = inference.input_dependent - key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
@@ -138,7 +141,9 @@ class LabelProblem:
         self.build()
         cost, answers = self.problem.solve()
         sharded = {key for key, v in self.vertices.items() if answers[v]}
-        return Labels(sharded, set(self.exchanged), cost + self.base)
+        moved = sum(yes if answers[v] else no for v, yes, no in self.exchanges)
+        work = sum(node_work(n, self.sizes) for n in self.inference.relations)
+        return Labels(sharded, set(self.exchanged), cost + self.base, moved + work / self.degrees.ranks)
 
     def build(self) -> None:
         """All vertices and prices."""
@@ -355,9 +360,9 @@ class LabelProblem:
         back = size / r * (u - 1) / u / u * self.prices.byte
         gathered = size * (u - 1) / u * self.prices.byte
         if r > 1 or (self.rates.main.get(node) == atom and self.long_enough(atom)):
-            self._vertex((node, dim, atom), yes=work + back, no=INF)
+            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=INF), back, 0.0))
         elif self.long_enough(atom):
-            self._vertex((node, dim, atom), yes=work + back, no=work + gathered)
+            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=work + gathered), back, gathered))
 
     def _add_exchange(self, node: Node, relation: Relation) -> None:
         spec = relation.attention
@@ -388,9 +393,12 @@ class LabelProblem:
         known = self.vertices.get(key)
         if known is not None:
             self.problem.yes_cost[known] += moved * self.prices.byte
+            self.exchanges.append((known, moved * self.prices.byte, 0.0))
             return known
         if forced:
             return self._vertex(key, yes=0.0, no=INF)
         if not self.long_enough(key[2]):
             return self.whole
-        return self._vertex(key, yes=moved * self.prices.byte, no=0.0)
+        vertex = self._vertex(key, yes=moved * self.prices.byte, no=0.0)
+        self.exchanges.append((vertex, moved * self.prices.byte, 0.0))
+        return vertex

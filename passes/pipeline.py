@@ -237,6 +237,8 @@ def _cheaper(
 ) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
+    if solution.labels.floor >= CLEARLY * solution.labels.cost:  # nothing to win: deep models, whose ends are little
+        return best
     meshed = {n.name for n in solution.labels.exchanged | solution.along_batch if not is_cross(inference.relations[n], inference)}
     for factor in (0, 1):
         other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
