@@ -36,7 +36,7 @@ WORTH = 1e-3  # share of all work that one contraction must have to make its pos
 class Inference:
     """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it; `BESIDE` where none does).
 
-    written: if the graph has no attention node, softmaxes that weigh the rows of a product: attention in a form of its own.
+    written: if the graph has no attention node, softmaxes that weigh the rows of a product, or scores that do so without one: attention in a form of its own.
     """
 
     table: AtomTable
@@ -106,19 +106,22 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
 
 
 def _collect_written(result: Inference, cut: int) -> None:
-    """Attention that is no scaled dot product (capped scores): its rows can be divided, with whole keys."""
-    for node, relation in result.relations.items():
-        product = _weighs(node) if node.target in SOFTMAX else None
-        rows = relation.out_axes[0][-2] if len(relation.out_axes[0]) > 1 else ()
-        if product is None or not rows or node.args[1] not in (-1, len(relation.out_axes[0]) - 1):
-            continue
-        result.written[node] = product
-        _add_sequence(result, rows, cut, math.prod(map(result.table.example_length, relation.out_axes[0])))
+    """Attention that is no scaled dot product (capped scores, a sigmoid): its rows can be divided, with whole keys."""
+    weights = [n for n, r in result.relations.items() if n.target in SOFTMAX and n.args[1] in (-1, len(r.out_axes[0]) - 1)]
+    scores = [n for n in result.relations if n.target in PRODUCTS and all(x in result.input_dependent for x in n.all_input_nodes)]
+    for nodes in (weights, scores):
+        for node in nodes:
+            axes, product = result.relations[node].out_axes[0], _weighs(node)
+            if product is not None and len(axes) > 1 and axes[-2]:
+                result.written[node] = product
+                _add_sequence(result, axes[-2], cut, math.prod(map(result.table.example_length, axes)))
+        if result.written:
+            return
 
 
-def _weighs(softmax: Node) -> Node | None:
-    """The nearest product whose left side a softmax becomes part of, with nothing but values of as many rows between."""
-    rows, reached = shape_of(softmax.meta["val"])[-2:-1], [softmax]
+def _weighs(weights: Node) -> Node | None:
+    """The nearest product whose left side these weights become part of, with nothing but values of as many rows between."""
+    rows, reached = shape_of(weights.meta["val"])[-2:-1], [weights]
     for _ in range(MAX_STEPS):
         users = [(node, user) for node in reached for user in node.users]
         for node, user in users:

@@ -172,11 +172,11 @@ class Exchange:
     def _mask_heads(self, mask: Any) -> Any:
         if mask is None:
             return None
-        operand = self.relation.operands[self.spec.mask]
-        if len(operand.meta["val"].shape) < 4 or operand.meta["val"].shape[1] == 1:
+        shape = self.relation.operands[self.spec.mask].meta["val"].shape
+        if len(shape) < 3 or shape[-3] == 1:
             return mask
         start, stop = self.heads.queries[self.ulysses_rank]
-        return self.emitter.call(aten.slice.Tensor, (mask, 1, start, stop))
+        return self.emitter.call(aten.slice.Tensor, (mask, len(shape) - 3, start, stop))
 
     def _attend(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         spec = self.spec

@@ -43,7 +43,7 @@ def _mask_of(exchange: Exchange, mask: Any, piece: Piece, first: Any, last: Any)
     if mask is None:
         return None
     shape = shape_of(exchange.relation.operands[exchange.spec.mask].meta["val"])
-    if len(shape) > 3 and shape[-3] != 1:
+    if len(shape) > 2 and shape[-3] != 1:
         mask = exchange.emitter.call(aten.slice.Tensor, (mask, len(shape) - 3, piece.start, piece.stop))
     if len(shape) > 1 and shape[-2] != 1 and not piece.whole:
         mask = exchange.emitter.call(aten.slice.Tensor, (mask, len(shape) - 2, first, last))

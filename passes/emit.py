@@ -189,7 +189,7 @@ class Emitter:
         return self.call(target, args, kwargs if self.comm_dtype is None else {**kwargs, "comm_dtype": self.comm_dtype})
 
     def emit_call(self, node: Node, relation: Relation) -> None:
-        refuse_random(node, relation)
+        refuse_random(node)
         if is_marker(node):
             self.alias(node, relation)
             return

@@ -24,6 +24,8 @@ aten = torch.ops.aten
 # A local value, or the result of an exchange, may have strides that the whole value did not have.
 STRIDED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default, aten.view_as_complex.default: as_complex}
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+# Arguments with which an operator that may draw random numbers draws none.
+SWITCHED_OFF = (("p", 0.0), ("dropout", 0.0), ("dropout_p", 0.0), ("train", False), ("training", False))
 TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -41,15 +43,12 @@ def _touched(emitter: Emitter, node: Node, relation: Relation) -> bool:
     return any(any(layout) for layout in layouts) or any((node, d, a) in emitter.view.labels.sharded for d, axis in enumerate(relation.out_axes[0]) for a in emitter.view.inference.table.roots(axis))
 
 
-def refuse_random(node: Node, relation: Relation) -> None:
+def refuse_random(node: Node) -> None:
     """Ranks would draw different numbers than one process does."""
-    tags = getattr(node.target, "tags", ())
-    random = torch.Tag.nondeterministic_seeded in tags
-    if random and node.target is aten.scaled_dot_product_attention.default:
-        random = relation.attention.dropout > 0
-    if random and node.target in (aten.dropout.default, aten.native_dropout.default):
-        random = bool(node.args[2])
-    if random:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return
+    given = bind_arguments(node)
+    if not any(name in given and given[name] == off for name, off in SWITCHED_OFF):
         raise UnsupportedError(
             f"{node.target} draws random numbers, and ranks cannot reproduce those of one process.\n{source_line(node)}"
             "Call model.eval(), set dropout to 0, or draw the numbers outside and pass them in."

@@ -24,6 +24,7 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, is_cross, solve
+from seqpar.passes.apart import operands_apart
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.boundary import detach
 from seqpar.passes.copies import drop_copies
@@ -48,7 +49,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes.
-NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, simplify_masks)
+NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

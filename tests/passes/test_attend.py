@@ -73,7 +73,7 @@ def test_unaligned_groups_select_their_heads():
     assert verify_traced(traced, ulysses=4, ring=1).ok
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 19), (2, 1, 1, 19), (2, 6, 19, 19), (19, 19), (1, 6, 1, 19), (2, 1, 19, 19)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 19), (2, 1, 1, 19), (2, 6, 19, 19), (19, 19), (1, 6, 1, 19), (2, 1, 19, 19), (6, 19, 19), (6, 1, 19)])
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_masks(shape, kind):
     torch.manual_seed(1)

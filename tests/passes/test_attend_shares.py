@@ -35,7 +35,7 @@ class Attention(nn.Module):
 def traced(heads, mask_shape=(), dynamic=False, text=3, **options):
     torch.manual_seed(0)
     length = text + 13
-    masks = {"": (), "rows": (1, 1, length, length), "heads": (2, heads, length, length), "keys": (2, 1, 1, length), "flat": (length, length)}
+    masks = {"": (), "rows": (1, 1, length, length), "heads": (2, heads, length, length), "keys": (2, 1, 1, length), "flat": (length, length), "batchless": (heads, length, length)}
     mask = (torch.randn(masks[mask_shape]),) if mask_shape else ()
     return trace(Attention(heads, **options), (torch.randn(2, text, 8), torch.randn(2, 13, 8), *mask), {}, dynamic=dynamic)
 
@@ -57,7 +57,7 @@ def test_equals_one_process(heads, ranks):
     assert plan.comm_calls["all_to_all"] == 2
 
 
-@pytest.mark.parametrize("mask", ["rows", "heads", "keys", "flat"])
+@pytest.mark.parametrize("mask", ["rows", "heads", "keys", "flat", "batchless"])
 def test_masks_are_cut_like_the_pieces(mask):
     check(traced(6, mask), 4, "ulysses (shared heads)")
 

@@ -135,6 +135,23 @@ def test_random_numbers_are_refused_with_the_users_line():
             partition(traced, ulysses=2).program(0)
 
 
+@pytest.mark.parametrize("layer", [nn.GRU(8, 8, dropout=0.5, num_layers=2), nn.LSTM(8, 8), nn.Dropout(0.0).train(), nn.RReLU()])
+def test_operators_that_draw_nothing_are_not_refused(layer):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            y = self.layer(x)
+            q = (y[0] if isinstance(y, tuple) else y).unflatten(-1, (2, 4)).transpose(1, 2)
+            return F.scaled_dot_product_attention(q * 2, q * 3, q * 4)
+
+    mode = layer.training and isinstance(layer, nn.Dropout)
+    torch.manual_seed(0)
+    assert verify(Model().train(mode), (torch.randn(2, 13, 8),), ulysses=2).ok
+
+
 def test_a_first_wrong_node_is_named():
     """The verification itself: a program with a planted error is reported, with the node where it starts."""
     torch.manual_seed(0)

@@ -39,6 +39,11 @@ def einsums(q, k, v, mask):
     return torch.einsum("bhst,bhtd->bhsd", scores.softmax(-1), v)
 
 
+def einsums_with_an_ellipsis(q, k, v, mask):
+    scores = torch.einsum("...sd,...td->...st", q, k).mul(DIM**-0.5)
+    return torch.einsum("...st,...td->...sd", scores.softmax(-1), v)
+
+
 def distances_added_to_merged_heads(q, k, v, mask):
     """ALiBi by baddbmm on [batch * heads], the mask on [batch, heads], as Bloom has it."""
     batch, length = q.shape[0], q.shape[2]
@@ -88,7 +93,7 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
     return torch.randn(2, length, HEADS * DIM, generator=torch.Generator().manual_seed(0)), mask
 
 
-USES = [plain, added_mask_in_float32, filled, batched, einsums, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing]
+USES = [plain, added_mask_in_float32, filled, batched, einsums, einsums_with_an_ellipsis, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing]
 
 
 @pytest.mark.parametrize("attend", USES)
@@ -111,12 +116,17 @@ def softmax_over_heads(q, k, v, mask):
     return (q @ k.transpose(-1, -2)).softmax(1) @ v
 
 
-@pytest.mark.parametrize("attend", [softmax_over_heads])
-def test_left_alone_and_right(attend) -> None:
-    """No attention in the sense of the pass: still the same result."""
-    torch.manual_seed(0)
-    report = verify_traced(trace(Model(attend).eval(), example(), {}, dynamic=False), ulysses=2, ring=1)
-    assert report.ok and not report.plan.attention
+def softmax_over_rows_of_a_transposed_product(q, k, v, mask):
+    return (k @ q.mT).softmax(-2).mT @ v
+
+
+def sigmoids(q, k, v, mask):
+    return torch.sigmoid(q @ k.mT * DIM**-0.5 - math.log(q.shape[2])) @ v
+
+
+def softmax_plus_one(q, k, v, mask):
+    weights = (q @ k.mT * DIM**-0.5).exp()
+    return weights @ v / (1 + weights.sum(-1, keepdim=True))
 
 
 def capped(q, k, v, mask):
@@ -145,7 +155,10 @@ def with_a_sink(q, k, v, mask):
     return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
-@pytest.mark.parametrize("attend", [probabilities_kept, capped, filled_with_a_number_that_matters, filled_before_scaling, filled_with_a_small_number, with_a_sink])
+WITHOUT_SOFTMAX_OF_ROWS = (softmax_over_heads, softmax_over_rows_of_a_transposed_product, sigmoids, softmax_plus_one)
+
+
+@pytest.mark.parametrize("attend", [probabilities_kept, capped, filled_with_a_number_that_matters, filled_before_scaling, filled_with_a_small_number, with_a_sink, *WITHOUT_SOFTMAX_OF_ROWS])
 def test_a_form_of_its_own_is_divided_by_rows(attend) -> None:
     """No scaled dot product: rows are divided, keys and values whole."""
     torch.manual_seed(0)
@@ -167,6 +180,14 @@ def test_einsum_as_matmul(equation: str) -> None:
     torch.testing.assert_close((a.permute(left) @ b.permute(right)).permute(out), torch.einsum(equation, a, b))
 
 
-@pytest.mark.parametrize("equation", ["bij,bjk", "...ij,jk->...ik", "bii,bij->bj", "bi,bi->b", "bijk,bk->bij"])
+@pytest.mark.parametrize("equation", ["bij,bjk", "...ij,jk->...ik", "i...,...j->i...j", "bii,bij->bj", "bi,bi->b", "bijk,bk->bij"])
 def test_other_einsums_are_no_matmul(equation: str) -> None:
     assert as_matrix_product(equation) is None
+
+
+def test_a_repeated_contracted_dim_is_no_matmul() -> None:
+    class Repeated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bid,bjd->bij", x, x.sum(-1, keepdim=True)).softmax(-1) @ x
+
+    assert verify_traced(trace(Repeated(), example()[:1], {}, dynamic=False), ulysses=1, ring=2).ok
