@@ -16,6 +16,7 @@ from seqpar.passes.save_graph import Constants, read_constants, read_graph, writ
 from seqpar.passes.save_values import Codec
 from seqpar.passes.schedule import MEMORY_BOUND, Step, _Program, collectives_of, schedule
 from seqpar.passes.trace import trace
+from seqpar.runtime.head_shares import finish_pieces_to_seq, start_pieces_to_seq
 from seqpar.runtime.layout import finish_gather, finish_gather_many, gather, start_gather, start_gather_many
 from seqpar.runtime.mesh import build_mesh
 from seqpar.runtime.ring import ring_attention
@@ -118,6 +119,21 @@ def test_work_is_behind_gathered_keys_and_values():
     assert len(moved) == 1 and aten.linear.default in moved[0] and aten.scaled_dot_product_attention.default not in moved[0]
     report = verify_traced(found, ulysses=2, ring=1, machine=link)
     assert report.ok, report
+
+
+def test_work_of_the_next_block_is_behind_the_exchange_back_of_shared_heads():
+    """Three heads on two ranks: one is shared by rows, and its pieces come back while the next modulation is worked out."""
+    found = traced(text=8, image=120, heads=3, kv_heads=3, width=24)
+    slow = Machine(flops_per_s=1e9, bytes_per_s=1e12, latency_s=1e-6)  # balance is worth a call, and the first product alone hides the exchange
+    partitioned = partition(found, ulysses=2, machine=slow)
+    nodes = list(partitioned.program(0).graph.nodes)
+    moved = between(nodes, start_pieces_to_seq, finish_pieces_to_seq)
+    assert moved and aten.linear.default in moved[0], [a.strategy for a in partitioned.plan.attention]
+    assert collectives_of(partitioned.program(0).graph) == collectives_of(partitioned.emitted(0).graph) == partitioned.collectives(1)
+    assert verify_traced(found, ulysses=2, ring=1, machine=slow).ok
+    plain = partition(found, ulysses=2, machine=slow, options=AS_EMITTED)
+    for here, there in zip(simulate(partitioned, inputs_of(found)), simulate(plain, inputs_of(found)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
 @pytest.mark.parametrize(("mesh", "sizes"), [((2, 1), {}), ((2, 2), {"text": 3, "image": 17}), ((4, 1), {"heads": 6, "kv_heads": 3, "width": 24}), ((3, 1), {"text": 1, "image": 7}), ((1, 2), {})])
