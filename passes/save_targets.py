@@ -24,6 +24,7 @@ RUNTIME = (
     zigzag.zigzag_attention,
     layout.start_gather, layout.finish_gather, layout.start_gather_many, layout.finish_gather_many, layout.start_first_rank, layout.finish_first_rank, switch.start_switch, switch.finish_switch,
     ulysses.start_seq_to_heads, ulysses.finish_seq_to_heads, ulysses.start_heads_to_seq, ulysses.finish_heads_to_seq,
+    head_shares.start_pieces_to_seq, head_shares.finish_pieces_to_seq,
 )  # fmt: skip
 ARITHMETIC = ("getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")
 SIZES = ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sum", "_sym_sqrt")

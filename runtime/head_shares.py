@@ -22,32 +22,46 @@ def pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Sequence[
     table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces of one head's
     rows have that head alone. Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
     """
+    return finish_pieces_to_seq(start_pieces_to_seq(pieces, segments, table, group=group), pieces, segments, table, group=group)
+
+
+def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Sequence[Sequence[Piece]], *, group: Group) -> Tensor:
+    """The 1-D buffer of the other ranks' pieces, on its way; `finish_pieces_to_seq` reads it."""
+    size, rank = size_of(group), rank_of(group)
+    xs = [x.transpose(1, 2) for x in pieces]
+    row = xs[0].shape[0] * xs[0].shape[3]  # elements per position and head
+    mine = global_ranges(segments, rank)
+    blocks: list[Block] = []
+    in_sizes, out_sizes = [0] * size, [0] * size
+    for peer in (r for r in range(size) if r != rank):
+        rows = global_ranges(segments, peer)
+        for x, piece in zip(xs, table[rank], strict=True):
+            sent = _common(rows, piece)
+            blocks.append((take(x, 1, [(start - piece[2], n) for start, n in sent]), 1))
+            in_sizes[peer] = in_sizes[peer] + row * total(sent) * (piece[1] - piece[0])
+        for piece in table[peer]:
+            out_sizes[peer] = out_sizes[peer] + row * total(_common(mine, piece)) * (piece[1] - piece[0])
+    return start_all_to_all(pack(blocks, xs[0]), out_sizes, in_sizes, group)
+
+
+def finish_pieces_to_seq(wire: Tensor, pieces: Sequence[Tensor], segments: Segments, table: Sequence[Sequence[Piece]], *, group: Group) -> Tensor:
+    """Wait for what `start_pieces_to_seq` of the same arguments began: the result of `pieces_to_seq`."""
     size, rank = size_of(group), rank_of(group)
     xs = [x.transpose(1, 2) for x in pieces]
     batch, dim = xs[0].shape[0], xs[0].shape[3]
-    rows = [global_ranges(segments, r) for r in range(size)]
-    blocks: list[Block] = []
-    shapes: list[list[int]] = []
-    in_sizes, out_sizes = [0] * size, [0] * size
-    for peer in (r for r in range(size) if r != rank):
-        for x, piece in zip(xs, table[rank], strict=True):
-            sent = _common(rows[peer], piece)
-            blocks.append((take(x, 1, [(start - piece[2], n) for start, n in sent]), 1))
-            in_sizes[peer] = in_sizes[peer] + batch * total(sent) * (piece[1] - piece[0]) * dim
-        for piece in table[peer]:
-            shapes.append([batch, total(_common(rows[rank], piece)), piece[1] - piece[0], dim])
-            out_sizes[peer] = out_sizes[peer] + batch * shapes[-1][1] * shapes[-1][2] * dim
-    received = iter(unpack(wait(start_all_to_all(pack(blocks, xs[0]), out_sizes, in_sizes, group)), shapes))
+    mine = global_ranges(segments, rank)
+    shapes = [[batch, total(_common(mine, p)), p[1] - p[0], dim] for peer in range(size) if peer != rank for p in table[peer]]
+    received = iter(unpack(wait(wire), shapes))
     parts: dict[tuple[int, int], list[list[Tensor]]] = {}  # heads -> per owner, in the order of rows: one part per range of this rank
     for peer in range(size):
         for i, piece in enumerate(table[peer]):
-            common = _common(rows[rank], piece)
+            common = _common(mine, piece)
             if peer == rank:
                 found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
             else:
                 found = list(next(received).split([n for _, n in common], 1))
             parts.setdefault((piece[0], piece[1]), []).append(found)
-    columns = [_cat([owner[i] for i in range(len(rows[rank])) for owner in parts[heads]], 1) for heads in sorted(parts)]
+    columns = [_cat([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
     return _cat(columns, 2).transpose(1, 2)
 
 

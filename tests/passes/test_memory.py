@@ -16,6 +16,9 @@ from seqpar.passes.memory import peak_bytes, weight_bytes
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 from seqpar.runtime.counting import Traffic
+from seqpar.runtime.layout import parts_of
+from seqpar.runtime.ring import ring_attention
+from seqpar.tools import sized_models
 from seqpar.verification import SimulatedInterpreter
 
 wait_tensor = torch.ops._c10d_functional.wait_tensor.default
@@ -79,6 +82,29 @@ def on_every_rank():
 def test_the_estimate_is_what_ranks_take(ranks):
     for real, estimate in ranks.run(on_every_rank):
         assert estimate == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan"])
+def test_activations_are_divided_at_32k_tokens(name):
+    """At most 1/N + 5 % of one process, plus the buffers of the largest exchange: what is sent and what is received."""
+    sizes = sized_models.Sizes(blocks=2 if name == "flux" else 1, tokens=32768)
+    model, inputs = sized_models.build(name, sizes, device="meta"), sized_models.inputs_of(name, sizes, device="meta")
+    traced = trace(model, (), inputs, dynamic=False)
+    for degrees in ({"ulysses": 2}, {"ring": 2}):
+        partitioned = partition(traced, **degrees)
+        memory = partitioned.plan.details.memory
+        exchange = max(2 * sum(traffic.bytes.values()) for traffic in partitioned.counts[0].received.values())
+        assert 32768 * 512 * 4 < memory.peak <= (1 / 2 + 0.05) * memory.peak_alone + exchange, (degrees, memory, exchange)
+
+
+@pytest.mark.parametrize("ring", [2, 4, 8])
+def test_a_ring_holds_two_blocks_besides_its_own(ring):
+    """The one that is attended and sent on, and the one that arrives; with few queries nothing else counts."""
+    q, k, v = (torch.empty(1, 8, n, 64, device="meta") for n in (1, 32768 // ring, 32768 // ring))
+    block, groups = 2 * k.numel() * k.element_size(), counting_groups(1, ring, 0, Traffic())
+    with torch.no_grad(), LiveBytes([q, k, v]) as live:
+        ring_attention(q, k, v, query_segments=((1,) * ring,), key_segments=(parts_of(32768, ring),), group=groups["ring"])
+    assert 2 * block <= live.peak <= 2.01 * block
 
 
 def test_weights_are_counted_once_each(case):

@@ -24,9 +24,11 @@ from seqpar.models.family import output_tensors
 from seqpar.passes.live_bytes import LiveBytes
 from seqpar.runtime.counting import KINDS
 from seqpar.runtime.mesh import build_mesh
+from seqpar.tools.bench import progress
 from seqpar.tools.bench.contender import Call, Contender, Setting, many_programs
 from seqpar.tools.bench.contenders import ALONE, OURS, PEERS
 from seqpar.tools.bench.link import linked
+from seqpar.tools.bench.progress import log
 from seqpar.tools.bench.timed import Timed
 from seqpar.tools.collective_counter import CollectiveCounter
 from seqpar.tools.diffusers_peer import adapted
@@ -202,7 +204,10 @@ def measure_model(job: Job, name: str, sizes: Sizes) -> list[Timed]:
     for contender, ulysses, ring in job.contenders():
         place = places[job.meshes[0] if contender.alone else (ulysses, ring)]
         programs.append(prepare(contender, Setting(model, inputs, place, job.backend), reference))
+        result = programs[-1].result
+        log.debug("  %s: %s", result.name, f"cannot: {result.refusal}" if result.refusal else f"ready after {result.compile_seconds:.1f} s")
     running = [program for program in programs if not program.result.refusal]
+    log.debug("  %d rounds of %d programs", job.rounds, len(running))
     times = dict(zip(map(id, running), time_rounds(running, inputs, job.rounds), strict=True))
     return [dataclasses.replace(p.result, milliseconds=times.get(id(p), ())) for p in programs]
 
@@ -210,5 +215,11 @@ def measure_model(job: Job, name: str, sizes: Sizes) -> list[Timed]:
 def measure(job: Job) -> list[tuple[str, Sizes, list[Timed]]]:
     """Every model at every size, models outermost. Collective."""
     torch.set_num_threads(job.threads)
+    progress.show(dist.get_rank())
+    cases = [(name, sizes) for name in job.models for sizes in job.sizes]
+    found = []
     with torch.no_grad(), adapted(), many_programs(), linked(job.slow_link):
-        return [(name, sizes, measure_model(job, name, sizes)) for name in job.models for sizes in job.sizes]
+        for number, (name, sizes) in enumerate(cases, 1):
+            log.info("%d of %d: %s, %d + %d tokens", number, len(cases), name, sizes.tokens, sizes.text_tokens)
+            found.append((name, sizes, measure_model(job, name, sizes)))
+    return found

@@ -31,12 +31,13 @@ def test_wrong_options_are_told(arguments):
 
 
 @pytest.mark.launches
-def test_a_tiny_run(tmp_path, capsys, monkeypatch):
+def test_a_tiny_run(tmp_path, capfd, monkeypatch):
     """Also what is known of the peers: which run on gloo, and how much they exchange."""
     monkeypatch.setitem(__import__("sys").modules, "yunchang", None)  # in this process; the ranks may have it
     path = tmp_path / "bench.json"
     assert main(["--model", "wan", "--mesh", "u2", "r2", "--rounds", "2", "--tokens", "64", *TINY, "--json", str(path), "--write", str(tmp_path / "page.md")]) == 0
-    assert "seqpar u2 / diffusers u2" in capsys.readouterr().out
+    said = capfd.readouterr()  # of the ranks, too
+    assert "seqpar u2 / diffusers u2" in said.out and said.err.count("1 of 1: wan, 64 + 8 tokens\n") == 1
     (found,) = json.loads(path.read_text())["runs"]
     programs = {(p["program"], p["ulysses"], p["ring"]): p for p in found["programs"]}
     refused = {key for key, p in programs.items() if p["refusal"]}
