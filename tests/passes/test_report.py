@@ -99,7 +99,7 @@ attention
     2 x ulysses+ring  queries [8/4*8] keys [8/4*8] 4 heads: queries, keys and values exchanged over the mesh
         about 60.1 us each; runner-up gather K/V 20.2 us, 24.6 kB (solver's price of the program +11 %), then ulysses 4 40.1 us, 12.3 kB, then ring 4 60.2 us, 24.6 kB
     2 x local         queries [8/4*8] keys [16] 4 heads: keys are whole on every rank: nothing moves
-        about 0.164 ns each; runner-up ulysses+ring 60 us, 7.17 kB (solver's price of the program +248 %)
+        about 0.164 ns each; runner-up ulysses+ring 60 us, 7.17 kB (solver's price of the program +247 %)
 replicated (every rank computes all of it)
     4 x aten.linear.default          524 kFLOP  computing it everywhere costs less than communicating  diffusers/models/transformers/transformer_wan.py:N
     1 x aten.linear.default          131 kFLOP  computing it everywhere costs less than communicating  diffusers/models/embeddings.py:N
