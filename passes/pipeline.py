@@ -34,6 +34,7 @@ from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.losses import losses_by_token
 from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.options import Options
 from seqpar.passes.pack import pack_gathers
@@ -49,7 +50,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes.
-NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks)
+NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

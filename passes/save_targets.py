@@ -72,6 +72,6 @@ def read_target(name: Any) -> Any:
 def allowed(target: torch._ops.OpOverload) -> bool:
     """True for a dispatched operator of the namespaces that writes to no argument and opens no file."""
     schema = target._schema
-    takes_file = any("filename" in argument.name or "path" in argument.name for argument in schema.arguments)
+    takes_file = any("str" in str(argument.type) and ("filename" in argument.name or "path" in argument.name) for argument in schema.arguments)
     dispatched = torch._C._dispatch_has_kernel(target.name()) or schema.name in SIZE_OPERATORS
     return target.namespace in NAMESPACES and dispatched and not schema.is_mutable and not takes_file and schema.name != "seqpar::opaque_module"

@@ -14,7 +14,7 @@ from seqpar.passes.save_targets import FUNCTIONS, read_target, write_target
 aten = torch.ops.aten
 
 
-@pytest.mark.parametrize("target", [aten.add.Tensor, aten.scaled_dot_product_attention.default, aten.sym_size.int, torch.ops.prims.convert_element_type.default, *FUNCTIONS.values()], ids=lambda found: getattr(found, "__name__", str(found)))
+@pytest.mark.parametrize("target", [aten.add.Tensor, aten.scaled_dot_product_attention.default, aten.sym_size.int, aten.einsum.default, torch.ops.prims.convert_element_type.default, *FUNCTIONS.values()], ids=lambda found: getattr(found, "__name__", str(found)))
 def test_round_trip(target):
     assert read_target(write_target(target)) is target
 
