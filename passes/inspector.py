@@ -21,7 +21,7 @@ from seqpar.passes.stages import Stage, stages_of
 
 if TYPE_CHECKING:
     from seqpar.passes.pipeline import Partitioned
-    from seqpar.passes.why import Why
+    from seqpar.passes.why import Reader, Why
 
 MAX_CLASSES = 6  # of equal attentions that are priced otherwise, the heaviest first
 
@@ -99,6 +99,13 @@ class Inspector:
         """What a picture shows."""
         return drawing(self.partitioned)
 
+    @cached_property
+    def reader(self) -> Reader:
+        """What answers `why`."""
+        from seqpar.passes.why import Reader
+
+        return Reader(self.partitioned)
+
     def _runners_up(self) -> dict[str, tuple[Alternative, ...]]:
         found, machine = self.partitioned, self.partitioned.machine
         inference, solution = found.inference, found.solution
@@ -127,4 +134,4 @@ class Inspector:
         """See `Plan.why`."""
         from seqpar.passes.why import why
 
-        return why(self.partitioned, query)
+        return why(self.reader, query)

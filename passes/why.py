@@ -17,7 +17,6 @@ from seqpar.errors import UnsupportedError
 from seqpar.partitioner.alternatives import Forced, force, problem_of
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.labels import LabelProblem
-from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import outputs_of
 from seqpar.passes.localise import one_line
 from seqpar.passes.stages import stage_of
@@ -79,35 +78,36 @@ class Why:
         return {"query": self.query, "answers": [asdict(a) for a in self.answers], "more": self.more}
 
 
-def why(partitioned: Partitioned, query: str) -> Why:
-    """Answers for all values that match, equal ones together; see `Plan.why`."""
-    view = partitioned.view
+def why(reader: Reader, query: str) -> Why:
+    """Answers for all values that match, equal ones together; see `Plan.why`. Each value with a choice costs one more cut, and the first question of a reader its problem."""
+    view = reader.view
     groups: dict[object, list[Node]] = {}
-    for node in _matching(partitioned, query):
+    for node in _matching(reader.partitioned, query):
         stage = re.sub(r"\d+", "*", stage_of(node))
         groups.setdefault((stage, str(node.target), one_line(node), view.text(node, view.produced(node))), []).append(node)
     chosen = list(groups.values())[:MAX_ANSWERS]
-    reader = _Reader(partitioned, view)
     return Why(query, tuple(map(reader.answer, chosen)), len(groups) - len(chosen))
 
 
 # -- finding ---------------------------------------------------------------------------------------
 def _matching(partitioned: Partitioned, query: str) -> list[Node]:
     values = [n for n in partitioned.inference.axes if outputs_of(n) and not isinstance(n.meta["val"], (tuple, list))]
-    calls = [n for n in partitioned.inference.axes if n.op != "get_attr"]
-    emitted = {n.name: n.meta["seqpar_source"] for n in partitioned.program(0).graph.nodes if "seqpar_source" in n.meta}
-    named = [n for n in values if n.name == query] or [n for n in values if n.name == emitted.get(query)]
+    calls = [n for n in values if n.op != "get_attr"]
+    named = [n for n in values if n.name == query]
+    if not named and query.isidentifier():
+        emitted = {n.name: n.meta["seqpar_source"] for n in partitioned.program(0).graph.nodes if "seqpar_source" in n.meta}
+        named = [n for n in values if n.name == emitted.get(query)]
     if named and str(named[0].target).split(".")[-2:-1] == [query]:  # the first of a kind is called like its operator: all of them
         named += [n for n in values if n.target == named[0].target and n not in named]
     line = SOURCE_LINE.match(query)
     if named or line is not None:
-        return named or _at_line([n for n in values if n in calls], line["file"], line["line"], query)  # type: ignore[index]
+        return named or _at_line(calls, line["file"], line["line"], query)  # type: ignore[index]
     plain = query.strip()
     for text in (lambda n: n.name, _module, lambda n: str(n.target), one_line):
-        found = [n for n in values if n in calls and plain and plain in text(n)]
+        found = [n for n in calls if plain and plain in text(n)]
         if found:
             return found
-    near = difflib.get_close_matches(plain, [n.name for n in values if n in calls], n=4, cutoff=0.5)
+    near = difflib.get_close_matches(plain, [n.name for n in calls], n=4, cutoff=0.5)
     hint = f"the nearest names are {', '.join(near)}" if near else "print_readable() shows all names"
     raise UnsupportedError(f"no value, module, operator or source line of this plan matches {query!r}; {hint}")
 
@@ -132,11 +132,12 @@ def _at_line(values: list[Node], file: str, line: str, query: str) -> list[Node]
 
 
 # -- answering -------------------------------------------------------------------------------------
-class _Reader:
-    """Puts what the inference and the solver know about a value into sentences."""
+class Reader:
+    """Puts what the inference and the solver know about a value into sentences. Kept between questions: its label problem is built once."""
 
-    def __init__(self, partitioned: Partitioned, view: LayoutView) -> None:
-        self.inference, self.solution, self.view = partitioned.inference, partitioned.solution, view
+    def __init__(self, partitioned: Partitioned) -> None:
+        self.partitioned = partitioned
+        self.inference, self.solution, self.view = partitioned.inference, partitioned.solution, partitioned.view
         self.attention = {n: r for n, r in self.inference.relations.items() if r.attention is not None}
 
     @cached_property

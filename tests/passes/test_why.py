@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.alternatives import force, problem_of
+from seqpar.partitioner.labels import LabelProblem
+from seqpar.partitioner.mincut import CutProblem
+from seqpar.passes.inspector import Inspector
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 
@@ -73,6 +77,23 @@ def test_the_forced_price_is_that_of_a_solution_with_that_label(partitioned):
     assert len(found) > 10 and all(forced.cost >= solution.labels.cost * (1 - 1e-6) for forced in found)
     cost, _ = problem.problem.solve()  # left as it was
     assert cost + problem.base == solution.labels.cost
+
+
+def test_questions_share_the_solver_s_problem_and_cut_once_per_value_with_a_choice(partitioned, monkeypatch):
+    """Full-size models have thousands of values: solving the labels again for a question took tens of seconds."""
+    counts = Counter()
+    for owner, name in ((LabelProblem, "build"), (CutProblem, "solve")):
+        original = getattr(owner, name)
+
+        def counted(self, original=original, name=name):
+            counts[name] += 1
+            return original(self)
+
+        monkeypatch.setattr(owner, name, counted)
+    inspector = Inspector(partitioned)
+    answers = [answer for query in ("qkv", "embed", "out", "x", "cumsum", f"{HERE}:{line_of('attention')}") for answer in inspector.why(query).answers]
+    chosen = [answer for answer in answers if answer.opposite_cost is not None]
+    assert 0 < len(chosen) < len(answers) and counts == {"build": 1, "solve": len(chosen)}
 
 
 def test_a_replicated_value(partitioned):
