@@ -118,7 +118,7 @@ class _Search:
     def _because(self, why: str | None, tried: list[dict[str, Any]]) -> str:
         if why is not None and not (tried and self.refused):
             return why
-        text = f"with {format_plan(tried[0])}\nthe model itself fails or differs: {self.refused[0]}" if self.refused else "nothing is found"
+        text = f"the model fails or differs, {self.refused[0]}, with\n{format_plan(tried[0])}" if self.refused else "nothing is found"
         return f"{text}\n{why}" if why else text
 
     # -- reading the model ------------------------------------------------------------------------
@@ -243,7 +243,11 @@ class _Search:
             if not answer.feasible or not problem.needed:
                 return None
             found = analysis.entries(problem, answer.labels)
+            odd = analysis.told_apart(problem, found)
             try:
+                if odd is not None:
+                    place, verb = odd.boundary, "split" if odd.change == "split" else "gathered"
+                    raise Unexpressible(f"{place} would be {verb} in one call of the module and not in another, and a plan means all of them", place.module, odd.change)
                 plan = plan_of(self.model, found, self.style, {path: count or 1 for path, count in self.forms.items()})
             except Unexpressible as error:
                 self.formless.append(str(error))

@@ -95,7 +95,7 @@ class LabelProblem:
         self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
         self.base = 0.0  # work that no label changes
-        self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what an attention moves if it says yes, no
+        self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what attentions move if it says yes, no
         self.divisible = inference.input_dependent - key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
@@ -141,9 +141,8 @@ class LabelProblem:
         self.build()
         cost, answers = self.problem.solve()
         sharded = {key for key, v in self.vertices.items() if answers[v]}
-        moved = sum(yes if answers[v] else no for v, yes, no in self.exchanges)
-        work = sum(node_work(n, self.sizes) for n in self.inference.relations)
-        return Labels(sharded, set(self.exchanged), cost + self.base, moved + work / self.degrees.ranks)
+        divided = sum(node_work(n, self.sizes) for n in self.inference.relations) / self.degrees.ranks
+        return Labels(sharded, set(self.exchanged), cost + self.base, divided + sum(yes if answers[v] else no for v, yes, no in self.exchanges))
 
     def build(self) -> None:
         """All vertices and prices."""
@@ -359,10 +358,9 @@ class LabelProblem:
         size = nbytes(outputs_of(node)[0], self.sizes) * share
         back = size / r * (u - 1) / u / u * self.prices.byte
         gathered = size * (u - 1) / u * self.prices.byte
-        if r > 1 or (self.rates.main.get(node) == atom and self.long_enough(atom)):
-            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=INF), back, 0.0))
-        elif self.long_enough(atom):
-            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=work + gathered), back, gathered))
+        only = r > 1 or (self.rates.main.get(node) == atom and self.long_enough(atom))
+        if only or self.long_enough(atom):
+            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=INF if only else work + gathered), back, gathered))
 
     def _add_exchange(self, node: Node, relation: Relation) -> None:
         spec = relation.attention
@@ -390,15 +388,13 @@ class LabelProblem:
 
     def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:
         """Queries under a ring are always divided; short keys are whole and attended once."""
-        known = self.vertices.get(key)
-        if known is not None:
-            self.problem.yes_cost[known] += moved * self.prices.byte
-            self.exchanges.append((known, moved * self.prices.byte, 0.0))
-            return known
-        if forced:
-            return self._vertex(key, yes=0.0, no=INF)
-        if not self.long_enough(key[2]):
-            return self.whole
-        vertex = self._vertex(key, yes=moved * self.prices.byte, no=0.0)
+        vertex = self.vertices.get(key)
+        if vertex is None:
+            if forced:
+                return self._vertex(key, yes=0.0, no=INF)
+            if not self.long_enough(key[2]):
+                return self.whole
+            vertex = self._vertex(key, yes=0.0, no=0.0)
+        self.problem.yes_cost[vertex] += moved * self.prices.byte
         self.exchanges.append((vertex, moved * self.prices.byte, 0.0))
         return vertex

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Graph, Node
 
@@ -131,6 +131,13 @@ def entries(problem: Problem, labels: Labels) -> list[Entry]:
             elif after.get(dim) and not before.get(dim):
                 found.append(_entry(problem, place, "split", node, dim, after[dim]))
     return found
+
+
+def told_apart(problem: Problem, found: Sequence[Entry]) -> Entry | None:
+    """The first change that one call of a module needs and another does not; a plan speaks of all of them. A call with another number of dims is left out by `expected_dims`."""
+    calls = Counter((replace(place, call=0), len(problem.inference.axes[node][0])) for node, place in boundaries_of(problem.graph).items())
+    said = Counter((replace(e.boundary, call=0), e.change, e.dim, e.dims) for e in found)
+    return next((e for e in found if said[replace(e.boundary, call=0), e.change, e.dim, e.dims] != calls[replace(e.boundary, call=0), e.dims]), None)
 
 
 def _cut_dims(problem: Problem, labels: Labels, node: Node) -> dict[int, frozenset[int]]:

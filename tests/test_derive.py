@@ -79,6 +79,32 @@ class Joint(nn.Module):
         return self.proj_out(x[:, encoder_hidden_states.shape[1] :])
 
 
+class Crossing(nn.Module):
+    """An image that reads a text as well; one module makes the positions of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.rope, self.proj_out = nn.Linear(WIDTH, WIDTH), Table(), nn.Linear(WIDTH, 4)
+        self.blocks, self.readers = nn.ModuleList(Block() for _ in range(2)), nn.ModuleList(Reader() for _ in range(2))
+
+    def forward(self, hidden_states, encoder_hidden_states):
+        x, text = hidden_states, self.text(encoder_hidden_states)
+        table, text_table = self.rope(TOKENS), self.rope(encoder_hidden_states.shape[1])
+        for block, reader in zip(self.blocks, self.readers, strict=True):
+            x = reader(block(x, table), text, text_table)
+        return self.proj_out(x)
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x, text, table):
+        k, v = self.kv(text + table).chunk(2, -1)
+        return x + nn.functional.scaled_dot_product_attention(heads(self.q(x)), heads(k), heads(v)).transpose(1, 2).flatten(2)
+
+
 def picture_inputs():
     return {"hidden_states": torch.randn(1, TOKENS, WIDTH)}
 
@@ -122,6 +148,13 @@ def test_text_that_stays_whole_beside_a_sharded_image():
     partial = [e for table in plan.values() if isinstance(table, dict) for e in table.values() if isinstance(e, SequenceParallelPartialInput)]
     assert partial == [SequenceParallelPartialInput(split_dim=0, text_len_source="text_ids", expected_dims=2, split_output=True)] or not partial
     assert seqpar.verify(Joint(), joint_inputs(text=3), ulysses=4, sp_plan=plan).ok
+
+
+def test_a_module_called_for_two_sequences_is_not_where_one_of_them_is_split():
+    """A plan speaks of a module, not of its first call."""
+    inputs = {"hidden_states": torch.randn(1, TOKENS, WIDTH), "encoder_hidden_states": torch.randn(1, 3, WIDTH)}
+    plan = derive_sp_plan(Crossing(), inputs, ulysses=2)
+    assert "rope" not in plan and plan["blocks.*"]["table"] == SequenceParallelInput(split_dim=0, expected_dims=2)
 
 
 def test_a_model_without_attention_over_ranks_has_no_plan():
