@@ -21,13 +21,14 @@ MANY = 256  # programs that torch.compile may make of one function: peers share 
 class Setting:
     """What a contender gets: the model as it is, keyword inputs (whole), the place of this rank, and a Dynamo backend or None.
 
-    Invariants: `place` has at least two ranks.
+    slow_link: bits per second and seconds of delay of a simulated link. Invariants: `place` has at least two ranks.
     """
 
     model: nn.Module
     inputs: dict[str, Any]
     place: SequenceMesh
     backend: str | None = None
+    slow_link: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         assert self.place.size > 1 and self.place.device_mesh is not None

@@ -12,3 +12,5 @@ PEERS: tuple[Contender, ...] = (
     yunchang_attention.CONTENDER,
 )
 OURS = ours.CONTENDER
+RATED = ours.RATED
+OWN = (OURS.name, RATED.name)

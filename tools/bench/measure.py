@@ -26,7 +26,7 @@ from seqpar.runtime.counting import KINDS
 from seqpar.runtime.mesh import build_mesh
 from seqpar.tools.bench import progress
 from seqpar.tools.bench.contender import Call, Contender, Setting, many_programs
-from seqpar.tools.bench.contenders import ALONE, OURS, PEERS
+from seqpar.tools.bench.contenders import ALONE, OURS, PEERS, RATED
 from seqpar.tools.bench.link import linked
 from seqpar.tools.bench.progress import log
 from seqpar.tools.bench.timed import Timed
@@ -70,7 +70,7 @@ class Job:
 
     def contenders(self) -> list[tuple[Contender, int, int]]:
         """(contender, ulysses, ring) of every row, one process first."""
-        chosen = [*(peer for peer in PEERS if peer.option in self.peers), OURS]
+        chosen = [*(peer for peer in PEERS if peer.option in self.peers), OURS, *([RATED] if self.slow_link else [])]
         return [(ALONE, 1, 1), *((c, u, r) for u, r in self.meshes for c in chosen if c.suits(u, r))]
 
 
@@ -203,7 +203,7 @@ def measure_model(job: Job, name: str, sizes: Sizes) -> list[Timed]:
     programs = []
     for contender, ulysses, ring in job.contenders():
         place = places[job.meshes[0] if contender.alone else (ulysses, ring)]
-        programs.append(prepare(contender, Setting(model, inputs, place, job.backend), reference))
+        programs.append(prepare(contender, Setting(model, inputs, place, job.backend, job.slow_link), reference))
         result = programs[-1].result
         log.debug("  %s: %s", result.name, f"cannot: {result.refusal}" if result.refusal else f"ready after {result.compile_seconds:.1f} s")
     running = [program for program in programs if not program.result.refusal]

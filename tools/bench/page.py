@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seqpar.tools.bench import emulated, host, plots, published, report
-from seqpar.tools.bench.contenders import ALONE, OURS, PEERS
+from seqpar.tools.bench.contenders import ALONE, OURS, PEERS, RATED
 from seqpar.tools.bench.emulated import Emulated
 
 HEAD = """# Benchmarks
@@ -57,6 +57,7 @@ None have been recorded yet.
 def contenders() -> str:
     """The programs that are compared."""
     rows = [f"| {f'`{c.option}`' if c in PEERS else 'always'} | {c.name} | {c.about} |" for c in (ALONE, *PEERS, OURS)]
+    rows.append(f"| with `--slow-link` | {RATED.name} | {RATED.about} |")
     return "\n".join(["## Programs", "", "| `--peer` | name | what it is |", "|---|---|---|", *rows, "", "Where a program cannot run, its row says why."])
 
 

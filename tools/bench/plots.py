@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqpar.errors import UnsupportedError
+from seqpar.tools.bench.contenders import OWN
 from seqpar.tools.bench.report import Run
 from seqpar.tools.bench.timed import Spread, Timed, paired
 
-INK, GREY, OURS = "#1f2933", "#9aa5b1", "#0f766e"
+INK, GREY = "#1f2933", "#9aa5b1"
+OURS = ("#0f766e", "#5eead4")
 PEERS = ("#d97706", "#7c3aed", "#2563eb", "#be185d", "#65a30d")
 STYLE = {
     "svg.hashsalt": "seqpar",  # the same figures give the same file
@@ -44,8 +46,8 @@ def pyplot() -> Any:
 def colours(runs: Sequence[Run]) -> dict[str, str]:
     """A colour for every program, the same in all plots."""
     programs = list(dict.fromkeys(t.program for run in runs for t in run.programs))
-    peers = [name for name in programs if name not in ("one process", "seqpar")]
-    return {"one process": GREY, "seqpar": OURS, **{name: PEERS[i % len(PEERS)] for i, name in enumerate(peers)}}
+    peers = [name for name in programs if name not in ("one process", *OWN)]
+    return {"one process": GREY, **dict(zip(OWN, OURS, strict=True)), **{name: PEERS[i % len(PEERS)] for i, name in enumerate(peers)}}
 
 
 def step_times(runs: Sequence[Run]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seqpar.errors import SeqparError
-from seqpar.tools.bench.contenders import ALONE, OURS
+from seqpar.tools.bench.contenders import ALONE, OWN
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def best(timed: Sequence[Timed]) -> Timed | None:
 
 def verdicts(timed: Sequence[Timed]) -> dict[str, Spread]:
     """Paired ratios of seqpar to the peers: each mesh to the same mesh, and the best to the best. Below 1: seqpar is faster."""
-    ours, theirs = [t for t in timed if t.program == OURS.name], [t for t in timed if t.program not in (ALONE.name, OURS.name)]
+    ours, theirs = [t for t in timed if t.program in OWN], [t for t in timed if t.program not in (ALONE.name, *OWN)]
     found = {
         f"{own.name} / {peer.name}": paired(own, peer)
         for own in ours

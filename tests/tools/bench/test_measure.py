@@ -32,6 +32,11 @@ def test_a_peer_runs_on_the_meshes_it_knows():
     assert len(rows) == len(set(rows)) == 1 + 2 + 2 + 1 + 1 + 1 + 2
 
 
+def test_on_a_slow_link_seqpar_is_told_the_rates_as_well():
+    rows = [(c.name, u, r) for c, u, r in job(slow_link=(1e9, 5e-5)).contenders()]
+    assert rows[-2:] == [("seqpar", 1, 2), ("seqpar rates", 1, 2)] and ("seqpar rates", 2, 1) in rows
+
+
 def test_messages_are_cut_to_a_row():
     assert shortened("no kernel. Available: [...]\nmore") == "no kernel" and shortened("") == ""
     assert len(shortened("x" * 1000)) == 200
