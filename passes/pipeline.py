@@ -40,7 +40,7 @@ from seqpar.passes.options import Options
 from seqpar.passes.pack import pack_gathers
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
-from seqpar.passes.progress import Dump, run_passes, stage
+from seqpar.passes.progress import Dump, collector_paused, run_passes, stage
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
@@ -128,6 +128,7 @@ class Partitioned:
         """What a rank's program calls, over which ranks, in order; the same on all ranks."""
         return collectives_of(self.program(rank).graph)
 
+    @collector_paused()
     def program(self, rank: int) -> fx.GraphModule:
         """The program of `rank`, groups still named by axis; same placeholders and outputs as `traced.gm`."""
         if rank not in self._programs:
@@ -187,6 +188,7 @@ class Partitioned:
         return [counts_of(self, rank) for rank in range(self.solution.degrees.ranks)]
 
 
+@collector_paused()
 def partition(
     traced: Traced,
     *,
@@ -239,7 +241,7 @@ def _cheaper(
 ) -> tuple[Inference, Solution]:
     """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
     best = (inference, solution)
-    if solution.labels.floor >= CLEARLY * solution.labels.cost:  # nothing to win: deep models, whose ends are little
+    if solution.labels.floor >= CLEARLY * solution.labels.cost and not _along_others(inference):  # nothing to win: deep models, whose ends are little
         return best
     meshed = {n.name for n in solution.labels.exchanged | solution.along_batch if not is_cross(inference.relations[n], inference)}
     for factor in (0, 1):
@@ -248,6 +250,12 @@ def _cheaper(
         if meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch} and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best
+
+
+def _along_others(inference: Inference) -> bool:
+    """Whether an attention has another sequence in its batch, and might be divided along that one if it were cut otherwise."""
+    spans = (r.operand_axes[r.attention.q][0] for r in inference.relations.values() if r.attention is not None)
+    return any(inference.table.roots(axis) & inference.sequences.keys() for axis in spans)
 
 
 def _along_batch(

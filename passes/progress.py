@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -77,6 +78,18 @@ class Dump:
         if self.folder is not None:
             earlier = operators(before) if isinstance(before, fx.GraphModule) else before
             self.text(name, lambda: "\n".join([*_header(name, operators(gm), earlier), gm.print_readable(print_output=False)]))
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for garbage in the block: graphs are full of cycles, and nearly all of them stay; it was a quarter of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass], dump: Dump) -> fx.GraphModule:

@@ -20,6 +20,7 @@ import seqpar
 from seqpar.errors import SeqparError
 from seqpar.launching import LaunchError, Rank, launch, pick_device_type, this_rank
 from seqpar.tools import picture, pipeline
+from seqpar.tools.cli.command import add_comm_dtype, add_hardware, comm_dtype
 from seqpar.tools.report import Comparison, RunReport
 
 TINY_PREFIX = "tiny:"
@@ -42,6 +43,8 @@ class Job:
     ring: int
     dtype: str | None
     backend: str | None
+    comm_dtype: torch.dtype | None
+    hardware: str | None
     compare: bool
     as_json: bool
     output: Path
@@ -93,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on cuda, float32 on cpu")
     add("--backend", help='compiles the parallel program further, e.g. "inductor"')
+    add_comm_dtype(parser)
+    add_hardware(parser, "attentions communicate over the mesh, as the degrees say")
     add("--pipeline-argument", type=name_and_value, action="append", default=[], metavar="NAME=JSON", help="anything else the pipeline takes")
     add("--json", action="store_true", help="print the report as JSON")
 
@@ -117,6 +122,8 @@ def job_of(args: argparse.Namespace) -> Job:
         ring=args.ring_degree,
         dtype=args.dtype,
         backend=args.backend,
+        comm_dtype=comm_dtype(args),
+        hardware=args.hardware,
         compare=args.compare,
         as_json=args.json,
         output=args.output,
@@ -152,7 +159,7 @@ def run_rank(job: Job) -> None:
     dtype = getattr(torch, job.dtype or ("bfloat16" if rank.device.type == "cuda" else "float32"))
     pipe = pipeline.load(_model_path(rank, job), rank.device, dtype)
     pipe.set_progress_bar_config(disable=not watched, desc="steps")
-    parallel = seqpar.parallelize(pipe, ulysses=job.ulysses, ring=job.ring, backend=job.backend)
+    parallel = seqpar.parallelize(pipe, ulysses=job.ulysses, ring=job.ring, backend=job.backend, comm_dtype=job.comm_dtype, hardware=job.hardware)
     generated = pipeline.generate(pipe, job.request, rank.device, decode=leader)
     peaks = _peak_memory(rank)
     if dist.is_initialized():  # from here on rank 0 is alone, and no other rank has to wait for it

@@ -1,5 +1,6 @@
 """What people see of a compilation: a line per stage, a file per pass."""
 
+import gc
 import logging
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import seqpar
-from seqpar.passes.progress import Dump, run_passes, stage
+from seqpar.passes.progress import Dump, collector_paused, run_passes, stage
 
 
 class Written(nn.Module):
@@ -80,3 +81,12 @@ def test_a_stage_that_fails_has_no_end(caplog):
     with caplog.at_level(logging.DEBUG, "seqpar.solve"), pytest.raises(ZeroDivisionError), stage("solve", "dividing by %d", 0):
         _ = 1 / 0
     assert [record.getMessage() for record in caplog.records] == ["dividing by 0"]
+
+
+def test_the_collector_runs_again_after_a_failure():
+    with pytest.raises(ZeroDivisionError), collector_paused():
+        with collector_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled(), "still within the outer pause"
+        1 / 0  # noqa: B018
+    assert gc.isenabled()

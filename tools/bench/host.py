@@ -54,5 +54,5 @@ def one_line(host: dict[str, Any]) -> str:
     where = f"{len(host['gpus'])} x {host['gpus'][0]}, " if host["gpus"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
     load = "" if host["load_per_core"] is None else f"; load before: {host['load_per_core']} per core"
-    load += ", BUSY: these times say little" if (host["load_per_core"] or 0) > BUSY else ""
+    load += " (BUSY, or was within the last minute: times of a busy machine say little)" if (host["load_per_core"] or 0) > BUSY else ""
     return f"{where}{host['cores']} cores of {host['processor']}; {packages}{load}"

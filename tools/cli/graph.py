@@ -5,7 +5,7 @@ from pathlib import Path
 
 from seqpar.errors import SeqparError
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_degrees, add_json, show
+from seqpar.tools.cli.command import Command, add_comm_dtype, add_degrees, add_hardware, add_json, comm_dtype, show
 
 FORMATS = (".html", ".svg", ".dot")
 
@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the mesh, the file."""
     models.add_arguments(parser)
     add_degrees(parser)
+    add_comm_dtype(parser)
+    add_hardware(parser, "attentions communicate over the mesh, as the degrees say")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".html: one page to look around in; .svg: its pictures; .dot: for graphviz")
     add_json(parser)
 
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix not in FORMATS:
         raise SeqparError(f"cannot draw {args.output.name!r}: use a name that ends in {', '.join(FORMATS)}")
     named = models.resolve(args)
-    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring)
+    plan = seqpar.plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, comm_dtype=comm_dtype(args), hardware=args.hardware)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".html":
         plan.to_html(args.output)
