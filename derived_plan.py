@@ -72,7 +72,7 @@ def _module_table(key: Key, table: Mapping[Any, Any], outputs: Mapping[str, int]
         count = outputs.get(module, 1)
         missing = [i for i in range(count) if (i, None) not in table]
         if missing:
-            raise Unexpressible(f"of the {count} outputs of {module}, only some are gathered", module, "gather")
+            raise Unexpressible(f"of the {count} outputs of {module}, only some are gathered: pass those through a submodule of their own (an nn.Identity will do)", module, "gather")
         found = [table[(i, None)] for i in range(count)]
         return found[0] if count == 1 else found
     made: dict[Any, Any] = {}

@@ -71,10 +71,21 @@ def _inline_reason(found: Violation) -> str:
     if reader.op == "output":
         return f"{_name(operand)} ({_where(operand)}) is returned in parts: no module's output behind the last attention can be gathered. {_advice(operand, operand)}"
     if is_marker(reader):
-        return f"{Boundary.from_key(pin_of(reader).key)} ({_where(reader)}) would have to be {verb}, which a plan cannot do there: its module's other inputs or outputs forbid it"
+        return marker_reason(Boundary.from_key(pin_of(reader).key), reader, verb)
     return (
         f"inline {_name(reader)} at {_where(reader)}: what it reads ({_name(operand)} of shape {shape}, {_where(operand)}) would have to be {verb} there, "
         f"between two modules. {_advice(operand, reader)}"
+    )
+
+
+def marker_reason(place: Boundary, marker: Node, verb: str) -> str:
+    """Why a tensor at the border of a module cannot be split or gathered there, and what to do."""
+    where = f" ({_where(marker)})" if frames(marker) else f" ({place.source})" if place.source else ""
+    if verb == "gathered" and place.kind == "input":
+        return f"{place}{where} would have to be gathered, and a plan gathers outputs. Pass it through a submodule of its own before (an nn.Identity will do), whose output can be gathered"
+    return (
+        f"{place}{where} would have to be {verb}, and a plan cannot do that there: it names modules that return a tensor or a flat tuple of tensors, and one dim of a tensor that is cut "
+        "in one way. Return a flat tuple, or pass the tensor through a submodule of its own (an nn.Identity will do)"
     )
 
 

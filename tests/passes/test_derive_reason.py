@@ -9,8 +9,8 @@ from torch import nn
 from seqpar.partitioner.declare import MeshRules
 from seqpar.partitioner.labels import Degrees
 from seqpar.passes import derive
-from seqpar.passes.boundary import Mark, Marks
-from seqpar.passes.derive_reason import frames, reason
+from seqpar.passes.boundary import Boundary, Mark, Marks
+from seqpar.passes.derive_reason import frames, marker_reason, reason
 from seqpar.passes.trace import trace
 
 
@@ -69,3 +69,11 @@ def test_positions_made_between_modules():
 )
 def test_what_stands_in_the_way_is_said(kind, options, words):
     assert words in explained(kind, **options)[1]
+
+
+def test_what_no_plan_can_name_comes_with_advice():
+    marker = torch.fx.Graph().placeholder("x")
+    gathered = marker_reason(Boundary("blocks.0", "input", "mask", source="model.py:12"), marker, "gathered")
+    assert gathered.startswith("input 'mask' of blocks.0 (model.py:12) would have to be gathered, and a plan gathers outputs.") and "nn.Identity" in gathered
+    split = marker_reason(Boundary("", "input", "ids"), marker, "split")
+    assert split.startswith("input 'ids' of the model would have to be split") and "flat tuple" in split
