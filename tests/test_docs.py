@@ -91,3 +91,10 @@ def test_docstrings_name_parameters_that_exist():
 def test_pages_that_run_elsewhere_do():
     for page, test in ELSEWHERE.items():
         assert blocks_of(DOCS / page) and page in Path(__file__).with_name(test).read_text()
+
+
+def test_the_site_finds_the_package_in_a_folder_of_any_name():
+    """The API pages are made from source; an editable install of a folder that is not called like the package is not found."""
+    text = (DOCS.parent / "mkdocs.yml").read_text()
+    (folder,) = re.findall(r"paths: \[([^]]+)\]", text)
+    assert (DOCS.parent / folder / "seqpar").resolve() == DOCS.parent.resolve()
