@@ -94,7 +94,7 @@ class LabelProblem:
         self.gathers: dict[Key, int] = {}
         self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
-        self.base = 0.0  # work that no label changes
+        self.base = self.work = 0.0  # work that no label changes, and all work
         self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what attentions move if it says yes, no
         self.divisible = inference.input_dependent - key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
@@ -141,8 +141,8 @@ class LabelProblem:
         self.build()
         cost, answers = self.problem.solve()
         sharded = {key for key, v in self.vertices.items() if answers[v]}
-        divided = sum(node_work(n, self.sizes) for n in self.inference.relations) / self.degrees.ranks
-        return Labels(sharded, set(self.exchanged), cost + self.base, divided + sum(yes if answers[v] else no for v, yes, no in self.exchanges))
+        floor = self.work / self.degrees.ranks + sum(yes if answers[v] else no for v, yes, no in self.exchanges)
+        return Labels(sharded, set(self.exchanged), cost + self.base, floor)
 
     def build(self) -> None:
         """All vertices and prices."""
@@ -158,11 +158,11 @@ class LabelProblem:
         """Vertices of a node's results, with the price of computing them."""
         dim = self.candidate(node)
         work = node_work(node, self.sizes)
+        self.work += work
         if dim is None:
             self.base += work
             return
-        divided = work * self.rates.masked(relation, dim)
-        axes = self.inference.axes[node]
+        axes, divided = self.inference.axes[node], work * self.rates.masked(relation, dim)
         made = relation.makes or dim in relation.windows
         flowing = self._flowing(relation, dim)
         covered = 0.0

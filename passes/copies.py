@@ -27,7 +27,7 @@ MAY_RETURN_OPERAND = (aten.type_as.default, aten.dropout.default, aten.feature_d
 
 
 def drop_copies(gm: GraphModule) -> GraphModule:
-    """The program without copies that only cost time; `gm` itself if it has none. One walk over the graph, from the end."""
+    """The program without copies that only cost time; `gm` itself if it has none."""
     exposed = _exposed(gm.graph)
     found = {node: source for node in gm.graph.nodes if node not in exposed and (source := _copied(node)) is not None}
     laid_out = {node for node in gm.graph.nodes if node not in exposed and node.target is aten.clone.default and node.kwargs.get("memory_format") is CONTIGUOUS}
