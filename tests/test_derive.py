@@ -79,6 +79,26 @@ class Joint(nn.Module):
         return self.proj_out(x[:, encoder_hidden_states.shape[1] :])
 
 
+class Pair(nn.Module):
+    """Blocks return two streams; an operator that needs all of the first one follows inline."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Both() for _ in range(2))
+
+    def forward(self, hidden_states, encoder_hidden_states):
+        x, text = hidden_states, encoder_hidden_states
+        for block in self.blocks:
+            x, text = block(x, text)
+        return torch.sort(x, 1)[0]
+
+
+class Both(Block):
+    def forward(self, x, text):
+        y = super().forward(torch.cat([text, x], 1), 0.0)
+        return y[:, text.shape[1] :], y[:, : text.shape[1]]
+
+
 class Crossing(nn.Module):
     """An image that reads a text as well; one module makes the positions of both."""
 
@@ -155,6 +175,12 @@ def test_a_module_called_for_two_sequences_is_not_where_one_of_them_is_split():
     inputs = {"hidden_states": torch.randn(1, TOKENS, WIDTH), "encoder_hidden_states": torch.randn(1, 3, WIDTH)}
     plan = derive_sp_plan(Crossing(), inputs, ulysses=2)
     assert "rope" not in plan and plan["blocks.*"]["table"] == SequenceParallelInput(split_dim=0, expected_dims=2)
+
+
+def test_of_several_outputs_those_stay_as_they_are_that_nobody_needs_whole():
+    inputs = {"hidden_states": torch.randn(1, TOKENS, WIDTH), "encoder_hidden_states": torch.randn(1, TOKENS, WIDTH)}
+    plan = derive_sp_plan(Pair(), inputs, ulysses=2)
+    assert plan["blocks.1"] == [SequenceParallelOutput(gather_dim=1, expected_dims=3), None]
 
 
 def test_a_model_without_attention_over_ranks_has_no_plan():
