@@ -141,8 +141,8 @@ class SequenceParallelPartialInput:
     """Split only the second part of `[text, image]` along `split_dim`; the text stays whole on every rank.
 
     Args:
-        text_len_source: length of the text: a number, or a parameter of the model's or the module's `forward`: an integer, or a
-            tensor whose dim 0 it is.
+        text_len_source: length of the text: a number, or a parameter of the module's or the model's `forward`: an integer, or a
+            tensor whose dim 0 it is (dim -2 of one with three dims or more: [batch, text, channels]).
     """
 
     split_dim: int
