@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from seqpar.compat import pytree
 from seqpar.compile import sp_compile
 from seqpar.denoiser import Denoiser, attribute_set, forward_replaced
+from seqpar.denoising_loops import Loops, draws_bars
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import rates_of
@@ -23,8 +22,7 @@ from seqpar.runtime.same_inputs import SameInputs, first_ranks_random_numbers
 from seqpar.runtime.travel import check_comm_dtype
 
 HANDLE = "_seqpar_handle"
-BAR_CONFIG = "_progress_bar_config"  # where diffusers keeps what set_progress_bar_config was given
-NEEDED = ("__call__", "components", "progress_bar")  # what is used of diffusers' DiffusionPipeline
+NEEDED = ("__call__", "components")  # what is used of a pipeline besides its progress bars
 
 
 def parallelize(
@@ -43,7 +41,7 @@ def parallelize(
     decoder, …) is parallelised with all of them.
 
     Args:
-        pipe: a diffusers pipeline, on its device. The object stays the same; its class becomes a subclass of the same name, and so do those of pipelines it holds.
+        pipe: a diffusers pipeline, modular or not, on its device. The object stays the same; its class becomes a subclass of the same name, and so do those of pipelines it holds.
         ulysses: as in `sp_compile`, and so are all that follow.
 
     Returns:
@@ -85,7 +83,7 @@ class ParallelPipeline:
         self.denoisers: dict[str, Denoiser] = {}
         self._mesh = mesh
         self._compile = functools.partial(sp_compile, ulysses=mesh.ulysses, ring=mesh.ring, mesh=mesh.device_mesh, **settings)
-        self._loops = 0  # denoising loops that are running
+        self._loops = Loops()
         self._same: SameInputs | None = None
         self._kinds = [(part, type(part)) for part in _pipelines(pipe).values()]
         for part, kind in self._kinds:
@@ -129,12 +127,12 @@ class ParallelPipeline:
             return
         generators = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Generator)]
         unique = list({id(generator): generator for generator in generators}.values())
-        self._same, self._loops = SameInputs(self._mesh), 0
+        self._same, self._loops = SameInputs(self._mesh), Loops()
         used: set[str] = set()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(first_ranks_random_numbers(unique, self._mesh))
-                stack.enter_context(self._loops_of_others())
+                stack.enter_context(self._loops.watched(_pipelines(self.pipe).values()))
                 for name, module in _modules(self.pipe).items():
                     stack.enter_context(forward_replaced(module, functools.partial(self._make_forward, name, module, used)))
                 yield
@@ -147,31 +145,6 @@ class ParallelPipeline:
                 stacklevel=3,
             )
 
-    @contextlib.contextmanager
-    def _loops_of_others(self) -> Iterator[None]:
-        """Loops count as well of pipelines that are made during the call, of the same components: the bar is drawn by a class they share with this one."""
-        owner = next(kind for kind in type(self.pipe).__mro__[1:] if "progress_bar" in vars(kind))
-        plain, thread = vars(owner)["progress_bar"], threading.get_ident()
-
-        @functools.wraps(plain)
-        def progress_bar(other: Any, *args: Any, **kwargs: Any) -> Any:
-            if hasattr(other, HANDLE) or threading.get_ident() != thread:
-                return plain(other, *args, **kwargs)
-            return self.bar(plain, other, args, kwargs)
-
-        owner.progress_bar = progress_bar  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            owner.progress_bar = plain  # type: ignore[attr-defined]
-
-    def bar(self, plain: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LoopBar:
-        """The bar that `plain` makes. Every pipeline draws one around its denoising loop, and nowhere else."""
-        # Those of the other ranks would be drawn over the first one's.
-        hidden = {} if is_first_rank() else {"disable": True}
-        with attribute_set(pipe, BAR_CONFIG, {**getattr(pipe, BAR_CONFIG, {}), **hidden}):
-            return LoopBar(plain(pipe, *args, **kwargs), self)
-
     def _make_forward(self, name: str, module: torch.nn.Module, used: set[str], plain: Callable[..., Any]) -> Callable[..., Any]:
         # A call that torch.compile has replaced traces what it finds here.
         shield: Any = torch.compiler.disable if module._compiled_call_impl is not None else lambda function: function
@@ -179,7 +152,7 @@ class ParallelPipeline:
         @shield
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._loops:
+            if not self._loops.running:
                 return plain(*args, **kwargs)
             used.add(name)
             refuse_compiled(name, module)
@@ -200,15 +173,6 @@ class ParallelPipeline:
         output = denoiser.run(inputs)
         self._same.known([leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)])
         return output
-
-    @contextlib.contextmanager
-    def loop(self) -> Iterator[None]:
-        """A denoising loop is running."""
-        self._loops += 1
-        try:
-            yield
-        finally:
-            self._loops -= 1
 
 
 def refuse_compiled(name: str, module: torch.nn.Module) -> None:
@@ -236,7 +200,7 @@ def _describe(name: str, leaf: Any) -> str:
 
 
 def _missing(pipe: Any) -> list[str]:
-    return [name for name in NEEDED if not hasattr(pipe, name)]
+    return [name for name in NEEDED if not hasattr(pipe, name)] or ([] if draws_bars(pipe) else ["progress_bar"])
 
 
 def _pipelines(pipe: Any) -> dict[str, Any]:
@@ -262,57 +226,17 @@ def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def _subclass(kind: type, handle: ParallelPipeline) -> type:
-    """`kind` with calls and progress bars that tell `handle`; python looks for `__call__` on the class only."""
+    """`kind` with calls that tell `handle`; python looks for `__call__` on the class only."""
 
     @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with handle.calling((args, kwargs)):
             return kind.__call__(self, *args, **kwargs)
 
-    @functools.wraps(kind.progress_bar)  # type: ignore[attr-defined]
-    def progress_bar(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return handle.bar(kind.progress_bar, self, args, kwargs)  # type: ignore[attr-defined]
-
     def undo(self: Any) -> None:
         """Undo `seqpar.parallelize`."""
         handle.unparallelize()
 
-    methods = {"__call__": call, "progress_bar": progress_bar, "unparallelize": undo, HANDLE: handle}
+    methods = {"__call__": call, "unparallelize": undo, HANDLE: handle}
     # The name is written into saved pipelines and looked up in tables.
     return type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__})
-
-
-def is_first_rank() -> bool:
-    """Of all processes, not only of those that share a sequence."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-class LoopBar:
-    """A progress bar (tqdm) that tells the handle when its loop begins and ends: `with bar`, `for … in bar`, or `bar.update()` up to `bar.close()`."""
-
-    def __init__(self, bar: Any, handle: ParallelPipeline) -> None:
-        self._bar, self._handle = bar, handle
-        self._running = contextlib.ExitStack()
-        # A bar without steps to iterate over is used by hand, at the latest from its first update on; one with steps runs while they do.
-        if getattr(bar, "iterable", None) is None:
-            self._running.enter_context(handle.loop())
-
-    def __iter__(self) -> Iterator[Any]:
-        with self._handle.loop():
-            yield from self._bar
-
-    def __enter__(self) -> Any:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> Any:
-        self._running.close()
-        return self._bar.__exit__(*exception)
-
-    def close(self) -> None:
-        """End of the loop."""
-        self._running.close()
-        self._bar.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bar, name)

@@ -261,7 +261,7 @@ def test_only_the_first_rank_draws_its_bar(pipe, monkeypatch, capsys):
     seqpar.parallelize(pipe)
     draw(pipe, {})
     assert "1/1" in capsys.readouterr().err
-    monkeypatch.setattr("seqpar.pipelines.is_first_rank", lambda: False)
+    monkeypatch.setattr("seqpar.denoising_loops.is_first_rank", lambda: False)
     draw(pipe, {})
     assert capsys.readouterr().err == "" and pipe._progress_bar_config == {"disable": False}
     without_bar(pipe)
@@ -355,6 +355,26 @@ def test_a_pipeline_that_makes_another_when_it_is_called(pipe):
         assert np.array_equal(draw(outer, {}), alone)
         assert list(handle.denoisers) == ["transformer"] and len(pipe.noted) == 1
     assert vars(DiffusionPipeline)["progress_bar"] is plain
+
+
+def test_a_modular_pipeline(pipe):
+    from diffusers.modular_pipelines import FluxAutoBlocks
+    from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks
+
+    plain = vars(LoopSequentialPipelineBlocks)["progress_bar"]
+    modular = FluxAutoBlocks().init_pipeline()
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler")
+    modular.update_components(**{name: pipe.components[name] for name in names})
+    size = {"prompt": "a cup", "height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np", "output": "images"}
+
+    def picture_of_it():
+        return modular(**size, generator=torch.Generator().manual_seed(3))
+
+    alone = picture_of_it()
+    with seqpar.parallelize(modular) as handle:
+        assert np.array_equal(picture_of_it(), alone)
+        assert list(handle.denoisers) == ["transformer"] and len(pipe.noted) == 1
+    assert not hasattr(modular, "unparallelize") and vars(LoopSequentialPipelineBlocks)["progress_bar"] is plain
 
 
 def test_nothing_found_is_a_warning(pipe):
