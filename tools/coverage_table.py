@@ -136,6 +136,7 @@ def introduction(results: list[Result]) -> list[str]:
         f"Made by `python -m seqpar.tools.coverage --work DIR --table docs/models.md` with {versions}, on CPU.\n",
         f"{right} of {len(results)} cases are right. {full} of {len(classes)} classes divide at least {FULLY} of the work at sequence-dominant size in all their cases,",
         "on the worst of u2, r2 and u2r2. Weights are random, nothing is left at zero.\n",
+        "- **case**: a class, and behind `@` which of its configurations or inputs.",
         f"- **error**: all simulated ranks against the model, relative, on {', '.join(MESHES)} (ulysses, ring) in this order; even: lengths that the ranks divide, odd:",
         "  lengths they do not, batch 2, padding in the masks.",
         '- **torch.compile**: the graphs of `torch.compile(backend="seqpar")` on u2; the others have no attention over a sequence.',
@@ -162,5 +163,5 @@ def table(results: list[Result]) -> str:
         if compiled(r) == "error":
             why.append(f"torch.compile: {' '.join(r['variants']['even']['backend']['error'].split())[:200]}")
         if why:
-            text += [f"- **{r['case']}** ({number(fraction(r, 'large'))})", *(f"  - {line}" for line in why)]
+            text += [f"- **{r['case']}** ({number(fraction(r, 'large'))})", *(f"    - {line}" for line in why)]
     return "\n".join(text) + "\n"
