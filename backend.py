@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from seqpar.compat import lookup_backend, outside_compiler
-from seqpar.compile import Compiler, sequence_mesh
+from seqpar.compile import Compiler, Settings, sequence_mesh
 from seqpar.errors import SeqparError
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import rates_of
@@ -82,7 +82,8 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     kinds = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     mesh = sequence_mesh(settings.ulysses, settings.ring, settings.mesh, kinds[0] if kinds else "cpu")
     leaves = concrete_inputs(gm, example_inputs)
-    builder = GraphCompiler(gm, settings.ulysses, settings.ring, mesh, False, None, comm_dtype=settings.comm_dtype, machine=rates_of(settings.hardware))
+    asked = Settings(settings.ulysses, settings.ring, dynamic=False, comm_dtype=settings.comm_dtype, machine=rates_of(settings.hardware))
+    builder = GraphCompiler(gm, asked, mesh)
     builder.warned = True  # a piece between two graph breaks may well have nothing to shard
     with outside_compiler():
         program = builder.build(canonical_call(builder.signature, leaves, {}), static=True)

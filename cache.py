@@ -109,7 +109,7 @@ class Cache:
         members: dict[str, Any] = {}
         raw: dict[str, bytes] = {}
         try:
-            write_program("program0", program, Codec(device_of(builder.model)), builder.ulysses * builder.ring, members, raw, pictures=False)
+            write_program("program0", program, Codec(device_of(builder.model)), builder.settings.ranks, members, raw, pictures=False)
             constants = members["program0.json"]["constants"]["tensors"]
             weights = sample_of(builder.model) if constants else None
             members[HEADER] = {"format": FORMAT, "key": self.key, "weights": weights}
@@ -137,8 +137,9 @@ def key_of(builder: Compiler, call: Call, dynamic: bool | None) -> str:
     """
     digest = Digest()
     digest.text("seqpar", FORMAT, own_code(), *torch_settings(device_of(builder.model).type))
-    digest.text(builder.ulysses, builder.ring, dynamic, builder.backend, builder.comm_dtype, builder.machine, call.spec, call.positional, call.paths, call.signature)
-    digest.value(builder.plan, "sp_plan")
+    asked = builder.settings
+    digest.text(asked.ulysses, asked.ring, dynamic, asked.backend, asked.comm_dtype, asked.machine, call.spec, call.positional, call.paths, call.signature)
+    digest.value(asked.plan, "sp_plan")
     for path, leaf in zip(call.paths, call.leaves, strict=True):
         if isinstance(leaf, torch.Tensor):
             digest.text(path, tuple(leaf.shape), leaf.dtype, leaf.device.type)

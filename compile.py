@@ -86,7 +86,8 @@ def sp_compile(
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
     built = sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs))
-    builder = Compiler(model, ulysses, ring, built, dynamic, backend, declarations(model, sp_plan), comm_dtype, rates_of(hardware))
+    settings = Settings(ulysses, ring, dynamic, backend, declarations(model, sp_plan), comm_dtype, rates_of(hardware))
+    builder = Compiler(model, settings, built)
     return SequenceParallelModule(model, builder, args, kwargs)
 
 
@@ -120,32 +121,36 @@ def sequence_mesh(ulysses: int, ring: int, mesh: Any, kind: str) -> Any:
     return build_mesh(ulysses, ring, mesh=mesh, device_type=kind)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a compilation was asked for, equal on all ranks. Fields as the arguments of `sp_compile`; plan, machine: what it read from `sp_plan`, `hardware`."""
+
+    ulysses: int = 1
+    ring: int = 1
+    dynamic: bool | None = None
+    backend: str | None = None
+    plan: tuple[Declaration, ...] | None = None
+    comm_dtype: torch.dtype | None = None
+    machine: Machine | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the mesh."""
+        return self.ulysses * self.ring
+
+
 class Compiler:
     """Builds the programs of one model; collective: every rank builds the same ones in the same order."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        ulysses: int,
-        ring: int,
-        mesh: Any,
-        dynamic: bool | None,
-        backend: str | None,
-        plan: Sequence[Declaration] | None = None,
-        comm_dtype: torch.dtype | None = None,
-        machine: Machine | None = None,
-    ):
-        self.model, self.ulysses, self.ring, self.mesh = model, ulysses, ring, mesh
-        self.dynamic, self.backend, self.plan, self.comm_dtype = dynamic, backend, plan, comm_dtype
-        self.machine = machine
+    def __init__(self, model: torch.nn.Module, settings: Settings, mesh: Any = None) -> None:
+        self.model, self.settings, self.mesh = model, settings, mesh
         self.signature = inspect.signature(model.forward)
         self.warned = False
 
     def build(self, call: Call, *, static: bool) -> Program:
         """Trace, partition, agree, bind. An error on one rank becomes an error on every rank."""
-        settings = f"dynamic={self.dynamic} backend={self.backend} sp_plan={self.plan} comm_dtype={self.comm_dtype} machine={self.machine}"
-        self.agree(f"compile {settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
-        dynamic = False if static and self.dynamic is None else self.dynamic
+        self.agree(f"compile {self.settings}\n{call_fingerprint(call)}\n{model_fingerprint(self.model)}")
+        dynamic = False if static and self.settings.dynamic is None else self.settings.dynamic
         cache = self.cache(call, dynamic)
         kept = None if cache is None else cache.read()
         if self.all_have(kept):
@@ -182,7 +187,7 @@ class Compiler:
 
     def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> Traced:
         """Trace the model for this call."""
-        return traced_with(self.model, args, kwargs, self.plan, dynamic)
+        return traced_with(self.model, args, kwargs, self.settings.plan, dynamic)
 
     def reuse(self, call: Call) -> None:
         """All ranks must go on with the same call."""
@@ -192,8 +197,9 @@ class Compiler:
         """The bound program of this rank, and what must be equal on all ranks."""
         from seqpar.passes.pipeline import partition
 
-        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring, machine=self.machine, comm_dtype=self.comm_dtype)
-        if partitioned.nothing_to_shard and not self.warned and self.ulysses * self.ring > 1:
+        asked = self.settings
+        partitioned = partition(traced, ulysses=asked.ulysses, ring=asked.ring, machine=asked.machine, comm_dtype=asked.comm_dtype)
+        if partitioned.nothing_to_shard and not self.warned and asked.ranks > 1:
             self.warned = True
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
         rank = self.mesh.rank if self.mesh is not None else 0
@@ -209,9 +215,9 @@ class Compiler:
 
     def compiled(self, fullgraph: bool, dynamic: bool) -> Callable[[fx.GraphModule], Callable[..., Any]] | None:
         """What compiles a program for the chosen backend; None runs it as it is."""
-        if self.backend is None:
+        if self.settings.backend is None:
             return None
-        return functools.partial(torch.compile, backend=self.backend, fullgraph=fullgraph, dynamic=dynamic)
+        return functools.partial(torch.compile, backend=self.settings.backend, fullgraph=fullgraph, dynamic=dynamic)
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:
         """Compare `text` over the ranks of the sequence mesh."""
@@ -219,7 +225,7 @@ class Compiler:
             return
         from seqpar.runtime.agree import check_agreement
 
-        fingerprint = f"{versions()} ulysses={self.ulysses} ring={self.ring}\n{text}"
+        fingerprint = f"{versions()} ulysses={self.settings.ulysses} ring={self.settings.ring}\n{text}"
         if timeout_s is None:
             check_agreement(fingerprint, self.mesh)
         else:

@@ -21,6 +21,7 @@ from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_h
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.declare import MeshRules
 from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.machines import rates_of
 from seqpar.partitioner.marker import boundary, is_marker, pin_of
 from seqpar.passes import derive as analysis
 from seqpar.passes.boundary import Boundary, Mark, Marks
@@ -46,13 +47,14 @@ aten = torch.ops.aten
 
 
 def derive_sp_plan(
-    model: nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, style: str = "sp_plan", machine: Machine | None = None
+    model: nn.Module, example_inputs: Any, *, ulysses: int = 1, ring: int = 1, style: str = "sp_plan", hardware: str | Machine | None = None
 ) -> dict[str, Any]:
     """The smallest declared plan with which every rank computes its part of the sequence, as the compiler would.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors; on the meta device too.
         style: "sp_plan": entries of `seqpar.sp_plan`; "cp_plan": diffusers' `ContextParallelInput` and `ContextParallelOutput`, for a diffusers model.
+        hardware: as in `sp_compile`: what the compiler finds depends on the rates of the machine.
 
     A plan is checked before it is returned, and compared with the model (shapes only, if the inputs are on meta; parameters that are still constant, such as
     layers that begin at zero, are random in the comparison): a `cp_plan` by diffusers' own hooks
@@ -60,10 +62,12 @@ def derive_sp_plan(
 
     Raises:
         NoPlanError: there is none; names the line at which a tensor would have to be split or gathered between two modules.
-        SeqparError: the model cannot be traced, or the degrees are no positive integers.
+        MeshError: no such hardware, or the degrees are no positive integers.
+        SeqparError: the model cannot be traced.
     """
     logs.configure()
     check_degrees(ulysses=ulysses, ring=ring)
+    machine = rates_of(hardware)
     if style not in STYLES:
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")
     if style == "cp_plan" and not has_context_parallelism(model):

@@ -31,7 +31,7 @@ def plan_of(model: nn.Module, entries: Sequence[Entry], style: str, outputs: Map
         outputs: number of outputs of every module.
 
     Raises:
-        Unexpressible: inputs and outputs of one path; some of several outputs; a part of a tensor that stays whole (cp_plan).
+        Unexpressible: inputs and outputs of one path; some of several outputs or a part of a tensor that stays whole (cp_plan).
     """
     tables: dict[Key, dict[Any, Any]] = {}
     for entry in entries:
@@ -41,7 +41,7 @@ def plan_of(model: nn.Module, entries: Sequence[Entry], style: str, outputs: Map
         made = _entry(entry, style)
         if table.setdefault(key, made) != made:
             raise Unexpressible(f"{place} is split in another way each time the module is called", place.module, entry.change)
-    whole = {key: _module_table(key, table, outputs) for key, table in tables.items()}
+    whole = {key: _module_table(key, table, outputs, style) for key, table in tables.items()}
     return _joined(model, _folded(model, whole))
 
 
@@ -63,17 +63,16 @@ def _entry(entry: Entry, style: str) -> Any:
     return SequenceParallelInput(entry.dim, expected_dims=entry.dims, split_output=on_output)
 
 
-def _module_table(key: Key, table: Mapping[Any, Any], outputs: Mapping[str, int]) -> Any:
-    """What one module declares: a dict of inputs, or its outputs."""
+def _module_table(key: Key, table: Mapping[Any, Any], outputs: Mapping[str, int], style: str) -> Any:
+    """What one module declares: a dict of inputs, or its outputs (None: left as it is)."""
     module, kind = key
     if any(isinstance(name, int) and index is not None for name, index in table):
         raise Unexpressible(f"an output of {module or 'the model'} is a list of tensors", module, "gather" if kind == "outputs" else "split")
     if kind == "outputs":
         count = outputs.get(module, 1)
-        missing = [i for i in range(count) if (i, None) not in table]
-        if missing:
+        found = [table.get((i, None)) for i in range(count)]
+        if style == "cp_plan" and None in found:  # diffusers' hooks take no None
             raise Unexpressible(f"of the {count} outputs of {module}, only some are gathered: pass those through a submodule of their own (an nn.Identity will do)", module, "gather")
-        found = [table[(i, None)] for i in range(count)]
         return found[0] if count == 1 else found
     made: dict[Any, Any] = {}
     for (name, index), entry in sorted(table.items(), key=lambda item: (str(item[0][0]), item[0][1] or 0)):
@@ -126,7 +125,7 @@ def _joined(model: nn.Module, tables: Mapping[Key, Any]) -> dict[str, Any]:
 
 def format_plan(plan: Mapping[str, Any]) -> str:
     """A plan as Python source, to be pasted into the class."""
-    kinds = sorted({type(entry).__name__ for entry in _leaves(plan.values())})
+    kinds = sorted({type(entry).__name__ for entry in _leaves(plan.values()) if entry is not None})
     style = "_cp_plan" if any(kind.startswith("ContextParallel") for kind in kinds) else "_sp_plan"
     module = "diffusers.models._modeling_parallel" if style == "_cp_plan" else "seqpar.sp_plan"
     lines = [f"from {module} import {', '.join(kinds)}", "", f"{style} = {{"]
@@ -155,6 +154,8 @@ def _quoted(key: str | int) -> str:
 def _call(entry: Any) -> str:
     if isinstance(entry, list | tuple):
         return f"[{', '.join(map(_call, entry))}]"
+    if entry is None:
+        return "None"
     said = {name: getattr(entry, name) for name in type(entry).__dataclass_fields__}
     said = {name: value for name, value in said.items() if value is not None and value is not False}
     return f"{type(entry).__name__}({', '.join(f'{name}={_quoted(value)}' for name, value in said.items())})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -145,6 +146,7 @@ class ParallelPipeline:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(first_ranks_random_numbers(unique, self._mesh))
+                stack.enter_context(self._loops_of_others())
                 for name, module in _modules(self.pipe).items():
                     stack.enter_context(forward_replaced(module, functools.partial(self._make_forward, name, module, used)))
                 yield
@@ -152,10 +154,35 @@ class ParallelPipeline:
             self._same = None
         if not used:
             warnings.warn(
-                f"{type(self.pipe).__name__} called no component in a denoising loop, so nothing ran in parallel; if it makes other pipelines while it runs, "
-                "parallelize those",
+                f"{type(self.pipe).__name__} called none of its components in a denoising loop, so nothing ran in parallel; if it makes pipelines of other models "
+                "while it runs, parallelize those",
                 stacklevel=3,
             )
+
+    @contextlib.contextmanager
+    def _loops_of_others(self) -> Iterator[None]:
+        """Loops count as well of pipelines that are made during the call, of the same components: the bar is drawn by a class they share with this one."""
+        owner = next(kind for kind in type(self.pipe).__mro__[1:] if "progress_bar" in vars(kind))
+        plain, thread = vars(owner)["progress_bar"], threading.get_ident()
+
+        @functools.wraps(plain)
+        def progress_bar(other: Any, *args: Any, **kwargs: Any) -> Any:
+            if hasattr(other, HANDLE) or threading.get_ident() != thread:
+                return plain(other, *args, **kwargs)
+            return self.bar(plain, other, args, kwargs)
+
+        owner.progress_bar = progress_bar  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            owner.progress_bar = plain  # type: ignore[attr-defined]
+
+    def bar(self, plain: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LoopBar:
+        """The bar that `plain` makes. Every pipeline draws one around its denoising loop, and nowhere else."""
+        # Those of the other ranks would be drawn over the first one's.
+        hidden = {} if is_first_rank() else {"disable": True}
+        with attribute_set(pipe, BAR_CONFIG, {**getattr(pipe, BAR_CONFIG, {}), **hidden}):
+            return LoopBar(plain(pipe, *args, **kwargs), self)
 
     def _make_forward(self, name: str, module: torch.nn.Module, used: set[str], plain: Callable[..., Any]) -> Callable[..., Any]:
         # A call that torch.compile has replaced traces what it finds here.
@@ -256,10 +283,7 @@ def _subclass(kind: type, handle: ParallelPipeline) -> type:
 
     @functools.wraps(kind.progress_bar)  # type: ignore[attr-defined]
     def progress_bar(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Every pipeline draws one around its denoising loop, and nowhere else. Those of the other ranks would be drawn over the first one's.
-        hidden = {} if is_first_rank() else {"disable": True}
-        with attribute_set(self, BAR_CONFIG, {**getattr(self, BAR_CONFIG, {}), **hidden}):
-            return LoopBar(kind.progress_bar(self, *args, **kwargs), handle)  # type: ignore[attr-defined]
+        return handle.bar(kind.progress_bar, self, args, kwargs)  # type: ignore[attr-defined]
 
     def undo(self: Any) -> None:
         """Undo `seqpar.parallelize`."""

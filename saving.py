@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from seqpar.compile import Compiler, device_type, sequence_mesh, versions
+from seqpar.compile import Compiler, Settings, device_type, sequence_mesh, versions
 from seqpar.errors import MeshError, SavedProgramError
 from seqpar.fingerprint import first_difference, model_facts
 from seqpar.module import SequenceParallelModule, first_parameter
@@ -47,11 +47,12 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
         raise SavedProgramError("only what sp_compile returned can be saved")
     codec = Codec(device_of(model))
     first = builder.mesh is None or builder.mesh.rank == 0
-    content, raw = write_module(compiled, codec, builder.ulysses * builder.ring, pictures=first)
+    asked = builder.settings
+    content, raw = write_module(compiled, codec, asked.ranks, pictures=first)
     header = {
-        "format": FORMAT, "versions": versions(), "ulysses": builder.ulysses, "ring": builder.ring, "device": codec.device.type,
-        "dynamic": builder.dynamic, "backend": builder.backend, "comm_dtype": codec.write(builder.comm_dtype),
-        "hardware": write_rates(builder.machine), "model": model_facts(model),
+        "format": FORMAT, "versions": versions(), "ulysses": asked.ulysses, "ring": asked.ring, "device": codec.device.type,
+        "dynamic": asked.dynamic, "backend": asked.backend, "comm_dtype": codec.write(asked.comm_dtype),
+        "hardware": write_rates(asked.machine), "model": model_facts(model),
     }  # fmt: skip
     if not first:
         return
@@ -105,7 +106,8 @@ def load(
                 raise MeshError(f"{path} holds programs for {name}={found}, not {wanted}: compile for the new degrees and save again")
         built = sequence_mesh(*degrees, mesh, device_type(model, (), {}))
         rounded = Codec(device_of(model)).read(header.get("comm_dtype"))
-        builder = Compiler(model, *degrees, built, header["dynamic"], header["backend"], comm_dtype=rounded, machine=read_rates(header.get("hardware")))
+        asked = Settings(*degrees, header["dynamic"], header["backend"], comm_dtype=rounded, machine=read_rates(header.get("hardware")))
+        builder = Compiler(model, asked, built)
         try:
             check_model(header, model, path)
             loaded = read_module(archive.data, archive.json, archive.bytes, model, builder, Codec(device_of(model)))

@@ -146,8 +146,8 @@ class SequenceParallelPartialInput:
 
     Args:
         split_dim: the dim that is the sequence, text first.
-        text_len_source: length of the text: a number, or a parameter of the model's or the module's `forward`: an integer, or a
-            tensor whose dim 0 it is.
+        text_len_source: length of the text: a number, or a parameter of the module's or the model's `forward`: an integer, or a
+            tensor whose dim 0 it is (dim -2 of one with three dims or more: [batch, text, channels]).
         expected_dims: as in `SequenceParallelInput`.
         split_output: as in `SequenceParallelInput`.
     """

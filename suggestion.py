@@ -18,6 +18,7 @@ from seqpar.passes.pipeline import partition
 from seqpar.passes.text import amount, duration, table
 from seqpar.passes.trace import Traced, trace
 from seqpar.runtime.mesh import check_degrees
+from seqpar.runtime.travel import check_comm_dtype
 
 CLOSE = 1.02  # splits within 2 % of the fastest: the one with the fewest ranks, then bytes, is taken
 
@@ -92,7 +93,12 @@ class Suggestion:
 
 
 def suggest(
-    model: torch.nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], world_size: int, *, hardware: str | Machine = "H100"
+    model: torch.nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    world_size: int,
+    *,
+    hardware: str | Machine = "H100",
+    comm_dtype: torch.dtype | None = None,
 ) -> Suggestion:
     """Predict one call of `model` for every split of up to `world_size` ranks, and recommend one.
 
@@ -103,17 +109,20 @@ def suggest(
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
         world_size: devices at hand; splits that divide it are tried, "stay on one device" among them.
         hardware: a name of `seqpar.partitioner.machines.MACHINES` ("H100", "A100", "L40", "4090", …), a profile `NAME.json` of `seqpar.tools.calibrate`, or a `Machine`.
+        comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`.
 
     Raises:
+        UnsupportedError: nothing travels as `comm_dtype`.
         MeshError: no such hardware, or `world_size` is not a positive integer.
         SeqparError: the model cannot be traced.
     """
     logs.configure()
     check_degrees(world_size=world_size)
+    check_comm_dtype(comm_dtype)
     machine = find_machine(hardware).at_real_rates()
     args, kwargs = split_inputs(example_inputs)
     traced = trace(model, args, kwargs, dynamic=False)
-    rows = tuple(_try(traced, ulysses, ring, machine) for ulysses, ring in splits(world_size))
+    rows = tuple(_try(traced, ulysses, ring, machine, comm_dtype) for ulysses, ring in splits(world_size))
     return Suggestion(machine, world_size, rows, _best(rows))
 
 
@@ -123,9 +132,9 @@ def splits(world_size: int) -> Iterator[tuple[int, int]]:
         yield from ((u, ranks // u) for u in range(ranks, 0, -1) if ranks % u == 0)
 
 
-def _try(traced: Traced, ulysses: int, ring: int, machine: Machine) -> Split:
+def _try(traced: Traced, ulysses: int, ring: int, machine: Machine, comm_dtype: torch.dtype | None) -> Split:
     try:
-        plan = partition(traced, ulysses=ulysses, ring=ring, machine=machine).plan
+        plan = partition(traced, ulysses=ulysses, ring=ring, machine=machine, comm_dtype=comm_dtype).plan
         assert plan.inspector is not None
         memory: Memory = plan.inspector.memory
     except TraceError:

@@ -34,7 +34,7 @@ ITEM = re.compile(r"(?<![^.])\d+(?![^.])")  # the index of a ModuleList in a pat
 class Entry:
     """One change of layout at a boundary. change: "split" or "gather"; dim, dims: the dim, and how many the tensor has.
 
-    keep: length of the part before, which stays whole (0: none); keep_like: a parameter of the model that has so many rows.
+    keep: length of the part before, which stays whole (0: none); keep_like: a parameter of the module that has so many rows.
     """
 
     boundary: Boundary
@@ -152,16 +152,15 @@ def _entry(problem: Problem, place: Boundary, change: str, value: Node, dim: int
     axis = table.expand_axis(problem.inference.axes[value][0][dim])
     whole = [a for a in axis[0] if a not in cut]
     keep = sum(table.sizes.hint(table.length(a)) for a in whole)
-    return Entry(place, change, dim, len(problem.inference.axes[value][0]), keep, _parameter_of_length(problem, whole))
+    return Entry(place, change, dim, len(problem.inference.axes[value][0]), keep, _parameter_of_length(problem, place.module, whole))
 
 
-def _parameter_of_length(problem: Problem, part: list[int]) -> str | None:
-    """A tensor the model is given whose rows are that part of a sequence."""
+def _parameter_of_length(problem: Problem, module: str, part: list[int]) -> str | None:
+    """A tensor the module is given whose rows are that part of a sequence: hooks know nothing else by name, and take its dim 0."""
     table = problem.inference.table
     for node, place in boundaries_of(problem.graph).items():
         axes = problem.inference.axes[node][0]
-        rows = 0 if len(axes) < 3 else -2  # where a runtime looks for a length: [text, ...] or [batch, text, channels]
-        if part and place.module == "" and place.kind == "input" and place.index is None and axes and table.expand_axis(axes[rows]) == (tuple(part),):
+        if part and place.module == module and place.kind == "input" and place.index is None and 0 < len(axes) < 3 and table.expand_axis(axes[0]) == (tuple(part),):
             return str(place.name)
     return None
 

@@ -79,6 +79,49 @@ class Joint(nn.Module):
         return self.proj_out(x[:, encoder_hidden_states.shape[1] :])
 
 
+class Joined(Joint):
+    """Positions of both come in one input, or an embedder makes those of the image and the table of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedder = Embedder()
+
+    def forward(self, hidden_states, encoder_hidden_states, ids, text_ids=None):
+        table = self.rope(ids) if text_ids is None else self.embedder(text_ids, hidden_states.shape[1])
+        x = torch.cat([self.text(encoder_hidden_states), self.embed(hidden_states)], 1)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.proj_out(x[:, encoder_hidden_states.shape[1] :])
+
+
+class Embedder(nn.Embedding):
+    def __init__(self):
+        super().__init__(64, WIDTH)
+
+    def forward(self, text_ids, tokens):
+        return super().forward(torch.cat([text_ids, torch.arange(tokens)]))
+
+
+class Pair(nn.Module):
+    """Blocks return two streams; an operator that needs all of the first one follows inline."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Both() for _ in range(2))
+
+    def forward(self, hidden_states, encoder_hidden_states):
+        x, text = hidden_states, encoder_hidden_states
+        for block in self.blocks:
+            x, text = block(x, text)
+        return torch.sort(x, 1)[0]
+
+
+class Both(Block):
+    def forward(self, x, text):
+        y = super().forward(torch.cat([text, x], 1), 0.0)
+        return y[:, text.shape[1] :], y[:, : text.shape[1]]
+
+
 class Crossing(nn.Module):
     """An image that reads a text as well; one module makes the positions of both."""
 
@@ -143,11 +186,20 @@ def test_an_inline_operator_is_named_with_its_line():
 
 
 def test_text_that_stays_whole_beside_a_sharded_image():
-    """Three text positions are too few for four ranks: they are kept, by the parameter that has their length."""
+    """Three text positions are too few for four ranks: they are kept."""
     plan = derive_sp_plan(Joint(), joint_inputs(text=3), ulysses=4)
-    partial = [e for table in plan.values() if isinstance(table, dict) for e in table.values() if isinstance(e, SequenceParallelPartialInput)]
-    assert partial == [SequenceParallelPartialInput(split_dim=0, text_len_source="text_ids", expected_dims=2, split_output=True)] or not partial
+    assert plan[""].keys() == {"hidden_states", "image_ids"}
     assert seqpar.verify(Joint(), joint_inputs(text=3), ulysses=4, sp_plan=plan).ok
+
+
+def test_the_second_part_of_a_table_is_split():
+    """The text's length is a number, or a parameter of that module whose dim 0 it is: a hook knows no other, and takes no other dim."""
+    joint = joint_inputs(text=3)
+    inputs = {name: joint[name] for name in ("hidden_states", "encoder_hidden_states")}
+    plan = derive_sp_plan(Joined(), {**inputs, "ids": torch.arange(3 + TOKENS)}, ulysses=4)
+    assert plan[""]["ids"] == SequenceParallelPartialInput(split_dim=0, text_len_source=3, expected_dims=1)
+    plan = derive_sp_plan(Joined(), {**inputs, "ids": None, "text_ids": torch.arange(3)}, ulysses=4)
+    assert plan["embedder"] == {0: SequenceParallelPartialInput(split_dim=0, text_len_source="text_ids", expected_dims=2, split_output=True)}
 
 
 def test_a_module_called_for_two_sequences_is_not_where_one_of_them_is_split():
@@ -155,6 +207,12 @@ def test_a_module_called_for_two_sequences_is_not_where_one_of_them_is_split():
     inputs = {"hidden_states": torch.randn(1, TOKENS, WIDTH), "encoder_hidden_states": torch.randn(1, 3, WIDTH)}
     plan = derive_sp_plan(Crossing(), inputs, ulysses=2)
     assert "rope" not in plan and plan["blocks.*"]["table"] == SequenceParallelInput(split_dim=0, expected_dims=2)
+
+
+def test_of_several_outputs_those_stay_as_they_are_that_nobody_needs_whole():
+    inputs = {"hidden_states": torch.randn(1, TOKENS, WIDTH), "encoder_hidden_states": torch.randn(1, TOKENS, WIDTH)}
+    plan = derive_sp_plan(Pair(), inputs, ulysses=2)
+    assert plan["blocks.1"] == [SequenceParallelOutput(gather_dim=1, expected_dims=3), None]
 
 
 def test_a_model_without_attention_over_ranks_has_no_plan():

@@ -66,7 +66,6 @@ def test_text_that_stays_whole():
     ("entries", "outputs", "words"),
     [
         ((split("rope", "x"), gather("rope")), {}, "both inputs and outputs"),
-        ((gather("blocks.0", 0),), {"blocks.0": 2}, "only some are gathered"),
         ((split("rope", "x"), split("rope", "x", dim=0)), {}, "another way"),
     ],
 )
@@ -74,6 +73,17 @@ def test_what_has_no_form_says_where(entries, outputs, words):
     with pytest.raises(Unexpressible, match=words) as error:
         build(*entries, outputs=outputs)
     assert error.value.module == entries[0].boundary.module
+
+
+def test_outputs_that_are_left_as_they_are():
+    plan = build(gather("blocks.1", 1), outputs={"blocks.1": 3})
+    assert plan == {"blocks.1": [None, OUTPUT, None]}
+    space = {}
+    exec(format_plan(plan), space)
+    assert space["_sp_plan"] == plan
+    with pytest.raises(Unexpressible, match="only some are gathered") as error:
+        build(gather("blocks.1", 1), outputs={"blocks.1": 3}, style="cp_plan")
+    assert error.value.module == "blocks.1"
 
 
 @pytest.mark.parametrize("style", ["sp_plan", "cp_plan"])

@@ -336,25 +336,31 @@ def test_a_compiled_denoiser_is_refused(pipe):
     original._compiled_call_impl = None
 
 
-class Making:
-    """A pipeline that makes another one when it is called."""
+def making(pipe, components=None):
+    """A pipeline of `pipe`'s components that makes the one that draws when it is called."""
 
-    def __init__(self, make):
-        self.make = make
+    class Making(type(pipe)):
+        def __call__(self, *args, **kwargs):
+            return without_bar(type(pipe)(**(components or self.components)))(*args, **kwargs)
 
-    components = property(lambda self: self.make().components)
+    return Making(**pipe.components)
 
-    def progress_bar(self, total):
-        return self.make().progress_bar(total=total)
 
-    def __call__(self, *args, **kwargs):
-        return self.make()(*args, **kwargs)
+def test_a_pipeline_that_makes_another_when_it_is_called(pipe):
+    from diffusers import DiffusionPipeline
+
+    alone, plain = draw(pipe, {}), vars(DiffusionPipeline)["progress_bar"]
+    outer = making(pipe)
+    with seqpar.parallelize(outer) as handle:
+        assert np.array_equal(draw(outer, {}), alone)
+        assert list(handle.denoisers) == ["transformer"] and len(pipe.noted) == 1
+    assert vars(DiffusionPipeline)["progress_bar"] is plain
 
 
 def test_nothing_found_is_a_warning(pipe):
-    outer = Making(lambda: pipe)
-    seqpar.parallelize(outer)
-    with pytest.warns(UserWarning, match="nothing ran in parallel.*parallelize those"):
+    other = registry.get("flux").build(registry.get("flux").tiny_config(heads=2, layers=1))
+    outer = making(pipe, {**pipe.components, "transformer": randomise(other, 9)})
+    with seqpar.parallelize(outer), pytest.warns(UserWarning, match="nothing ran in parallel.*parallelize those"):
         draw(outer, {})
     assert not pipe.noted
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from seqpar.compile import Compiler
+from seqpar.compile import Compiler, Settings
 from seqpar.models.randomise import randomise
 from seqpar.module import SequenceParallelModule
 from seqpar.passes.pipeline import partition
@@ -51,7 +51,7 @@ class SimulatedCompiler(Compiler):
 
     def emit(self, traced):
         program, fingerprint = super().emit(traced)
-        partitioned = partition(traced, ulysses=self.ulysses, ring=self.ring)
+        partitioned = partition(traced, ulysses=self.settings.ulysses, ring=self.settings.ring)
         return dataclasses.replace(program, run=lambda *tensors: simulate(partitioned, tensors)[0], split=True), fingerprint
 
 
@@ -64,7 +64,7 @@ def inputs(batch, tokens, length, hidden, seed=0):
 
 def compiled(model, dynamic, max_programs):
     args = inputs(*SIGNATURES[0])
-    return SequenceParallelModule(model, SimulatedCompiler(model, 2, 2, None, dynamic, None), args, {}, max_programs=max_programs)
+    return SequenceParallelModule(model, SimulatedCompiler(model, Settings(2, 2, dynamic)), args, {}, max_programs=max_programs)
 
 
 def check(fast, model, signature, seed):

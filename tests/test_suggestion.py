@@ -37,6 +37,8 @@ def test_a_fast_wire_is_used(case):
     assert 3 < alone.seconds / found.best.seconds < 4 and alone.received == alone.calls == 0 and found.best.memory < alone.memory
     plan = seqpar.plan(*case, ulysses=found.best.ulysses, ring=found.best.ring)
     assert found.best.received == sum(plan.comm_bytes_per_rank.values()) and found.best.memory == plan.details.memory.total
+    rounded = seqpar.suggest(*case, 4, hardware=FAST_WIRE, comm_dtype=torch.bfloat16)
+    assert any(few.received < row.received for few, row in zip(rounded.rows, found.rows, strict=True) if not row.refused), (rounded, found)
     text = str(found)
     assert text.startswith("4 ranks, fast wire") and "stay on one device" in text and "refused: ulysses=4" in text
     assert text.endswith(f"recommended: {found.best.name}") and text.count("recommended") == 2

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 
 from seqpar.cache import Cache
-from seqpar.compile import Compiler
+from seqpar.compile import Compiler, Settings
 from seqpar.models import registry
 from seqpar.passes import export as export_file
 from seqpar.passes.arguments import canonical_call
@@ -97,7 +97,7 @@ def measure(model: str, blocks: int | None = None, *, ulysses: int, ring: int, f
 
 def with_cache(timing: Timing, model: torch.nn.Module, inputs: dict[str, Any], traced: Any, ulysses: int, ring: int) -> Timing:
     """The same with the cache: write the programs of all ranks, then do what a second start does."""
-    builder = Compiler(model, ulysses, ring, None, False, None)
+    builder = Compiler(model, Settings(ulysses, ring, dynamic=False))
     call = canonical_call(inspect.signature(model.forward), (), inputs)
     with tempfile.TemporaryDirectory() as folder, config(cache_dir=folder):
         program, _ = builder.emit(traced)

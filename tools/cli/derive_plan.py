@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seqpar.tools.cli import models
-from seqpar.tools.cli.command import Command, add_degrees, add_json, show
+from seqpar.tools.cli.command import Command, add_degrees, add_hardware, add_json, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
     add_degrees(parser)
     parser.add_argument("--style", choices=["sp_plan", "cp_plan"], default="sp_plan", help="vLLM-Omni's declarations (default) or diffusers'")
+    add_hardware(parser, "attentions communicate over the mesh, as the degrees say")
     add_json(parser)
 
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     import seqpar
 
     named = models.resolve(args)
-    found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style)
+    found = seqpar.derive_sp_plan(named.model, named.inputs, ulysses=args.ulysses, ring=args.ring, style=args.style, hardware=args.hardware)
     return show(args, seqpar.format_plan(found), plain(found))
 
 

@@ -76,6 +76,11 @@ def test_suggest(capsys):
     assert data["best"] == data["rows"][0] and all(row["received"] > 0 for row in data["rows"][1:])
 
 
+def test_derive_plan_for_a_machine_on_which_so_little_is_not_worth_an_exchange(capsys):
+    assert main(["derive-plan", "tiny:pattern-unified", *SMALL[1:], "--ulysses", "2", "--hardware", "H100"]) == 1
+    assert "the compiler exchanges no attention" in capsys.readouterr().err
+
+
 def test_derive_plan(capsys):
     written = {}
     exec(output_of(capsys, "derive-plan", *SMALL, "--ring", 2), written)
