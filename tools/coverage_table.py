@@ -139,7 +139,7 @@ def introduction(results: list[Result]) -> list[str]:
         "- **case**: a class, and behind `@` which of its configurations or inputs.",
         f"- **error**: all simulated ranks against the model, relative, on {', '.join(MESHES)} (ulysses, ring) in this order; even: lengths that the ranks divide, odd:",
         "  lengths they do not, batch 2, padding in the masks.",
-        '- **torch.compile**: the graphs of `torch.compile(backend="seqpar")` on u2; the others have no attention over a sequence, or only torch.nn's fused encoder layer.',
+        '- **torch.compile**: the graphs of `torch.compile(backend="seqpar")` on u2; the others have no attention over a sequence, or only torch.nn\'s fused encoder layer.',
         "- **sharded**: the share of the FLOPs that is divided, of a tiny call and of one with at least 1,024 tokens.",
         "- **bytes / own plan**: received bytes over those of the class's own diffusers plan; refused: diffusers raises.\n",
     ]
