@@ -132,7 +132,7 @@ def introduction(results: list[Result]) -> list[str]:
     full = sum(all(fraction(r, "large") >= FULLY for r in members) for members in classes.values())
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     return [
-        "# What is covered\n",
+        "# Supported models\n",
         f"Made by `python -m seqpar.tools.coverage --work DIR --table docs/models.md` with {versions}, on CPU.\n",
         f"{right} of {len(results)} cases are right. {full} of {len(classes)} classes divide at least {FULLY} of the work at sequence-dominant size in all their cases,",
         "on the worst of u2, r2 and u2r2. Weights are random, nothing is left at zero.\n",
