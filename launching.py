@@ -1,5 +1,6 @@
 """`seqpar.launch`: run one function on every rank, on local processes started here, under torchrun, or in this process alone."""
 
+import atexit
 import contextlib
 import datetime
 import importlib
@@ -7,6 +8,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -184,6 +186,22 @@ def _local_rank(rank: int, job: bytes, world_size: int, device_type: str, folder
             # Before the group goes down: then every other rank fails too, maybe sooner than this one is done.
             _note_first_error(error, rank, folder / FIRST_ERROR)
             raise
+    _leave()
+
+
+def _leave() -> None:
+    """End this process once its result is written, with what Python does at the end except taking the interpreter apart.
+
+    Threads of gloo's that live as long as anything refers to a group may then let go of tensors, for which they need the interpreter, and abort the process
+    (pytorch#179291). The launcher would take that for a failure of the rank, and end the others.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _note_first_error(error: BaseException, rank: int, path: Path) -> None:

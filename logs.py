@@ -2,7 +2,7 @@
 
     SEQPAR_LOGS=trace,+solve,-emit python script.py
 
-Loggers are `seqpar.trace`, `seqpar.infer`, `seqpar.solve`, `seqpar.emit` (stages of a compilation) and `seqpar.compile` (programs made and reused). A name
+Loggers are `seqpar.trace`, `seqpar.infer`, `seqpar.solve`, `seqpar.emit` (stages of a compilation), `seqpar.compile` (programs made and reused) and `seqpar.cache`. A name
 shows their INFO lines, `+name` DEBUG as well, `-name` errors only; `all` stands for every one, `off` for none. Without SEQPAR_LOGS the stages are shown if stderr is a terminal, by the
 first rank. A program that configures `logging` itself gets the lines in its own handlers instead.
 """
@@ -14,7 +14,7 @@ import sys
 from seqpar.errors import SeqparError
 
 VARIABLE = "SEQPAR_LOGS"
-NAMES = ("trace", "infer", "solve", "emit", "compile")
+NAMES = ("trace", "infer", "solve", "emit", "compile", "cache")
 LEVELS = {"+": logging.DEBUG, "-": logging.ERROR}
 
 

@@ -98,9 +98,8 @@ class SequenceParallelModule(torch.nn.Module):
     model's own. A new combination of shapes, dtypes and values reuses a symbolic program or makes a new one, on all ranks together.
     After adding layers to the model (unmerged adapters) directly, call `recompile()`.
 
-    Raises on call:
-        SignatureError: the inputs have another structure than the example.
-        TraceError, MeshError, DisagreementError: a new program was needed and could not be made.
+    A call raises `SignatureError` if its inputs have another structure than the example, and `TraceError`, `MeshError` or
+    `DisagreementError` if a new program was needed and could not be made.
     """
 
     def __init__(

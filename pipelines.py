@@ -42,7 +42,13 @@ def parallelize(
 
     Args:
         pipe: a diffusers pipeline, modular or not, on its device. The object stays the same; its class becomes a subclass of the same name, and so do those of pipelines it holds.
-        ulysses: as in `sp_compile`, and so are all that follow.
+        ulysses: number of ranks that exchange attention heads.
+        ring: number of ranks keys and values travel around.
+        mesh: as in `sp_compile`, and so are all that follow.
+        dynamic: symbolic lengths, or a program per input shape.
+        backend: a Dynamo backend, for example "inductor".
+        comm_dtype: what attention's exchanges are rounded to.
+        hardware: whose rates decide how each attention communicates.
 
     Returns:
         The handle: `.denoisers`, `.plans`, `.explain()`, `.unparallelize()`; a context manager that undoes at the end.
@@ -65,7 +71,11 @@ def parallelize(
 
 
 def unparallelize(pipe: Any) -> None:
-    """Undo `parallelize`. Raises UnsupportedError for a pipeline that is not parallelised."""
+    """Undo `parallelize`.
+
+    Raises:
+        UnsupportedError: `pipe` is not parallelised.
+    """
     handle = getattr(pipe, HANDLE, None)
     if handle is None:
         raise UnsupportedError(f"this {type(pipe).__name__} is not parallelised")
@@ -73,9 +83,11 @@ def unparallelize(pipe: Any) -> None:
 
 
 class ParallelPipeline:
-    """What `parallelize` did to a pipeline, and the way back.
+    """What `parallelize` did to a pipeline, and the way back; as a context manager it undoes at the end of the block.
 
-    denoisers: by component name, those met in the calls so far.
+    Attributes:
+        pipe: the pipeline.
+        denoisers: by component name, those met in the calls so far.
     """
 
     def __init__(self, pipe: Any, mesh: Any, **settings: Any) -> None:

@@ -33,7 +33,10 @@ def plan(
     Model and inputs may live on the meta device: a full-size plan needs no memory and no GPU.
 
     Args:
+        model: any module.
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+        ulysses: number of ranks that exchange attention heads.
+        ring: number of ranks keys and values travel around.
         sp_plan: a declared plan, as in `sp_compile`.
         comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`.
         hardware: as in `sp_compile`; predicted times are this machine's.

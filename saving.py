@@ -35,6 +35,10 @@ MAX_BYTES = 8 << 30  # unpacked
 def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None:
     """Write all programs of a compiled module, for all ranks, to one file. Every rank calls it; the first rank writes.
 
+    Args:
+        compiled: what `sp_compile` (or `load`) returned.
+        path: the file; it is replaced as a whole.
+
     Raises:
         SavedProgramError: a program holds something that a file cannot (a user's own operator, an object with attributes, …); names it.
     """
@@ -82,6 +86,8 @@ def load(
     A call whose sizes no program of the file fits is compiled as usual.
 
     Args:
+        path: the file; the same content on every rank.
+        model: made as the one that was saved was.
         ulysses: the degree that the file should be for; any if None.
         ring: likewise.
         mesh: as for `sp_compile`.

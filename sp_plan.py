@@ -57,7 +57,7 @@ class SequenceParallelConfig:
         convert_to_fp32: accepted for compatibility; partial results of a ring are always merged in float32.
 
     Raises:
-        MeshError (a ValueError): a degree is not a positive integer.
+        MeshError: a degree is not a positive integer (a ValueError).
     """
 
     ulysses_degree: int = 1
@@ -93,7 +93,7 @@ class SequenceParallelConfig:
 
     @property
     def mesh(self) -> Any:
-        """The mesh of process groups."""
+        """The mesh of process groups; RuntimeError before `setup`."""
         if self._mesh is None:
             raise RuntimeError("sequence parallelism is not initialised: call setup(rank, world_size, device) on every rank first")
         return self._mesh
@@ -111,6 +111,7 @@ class SequenceParallelConfig:
         return self.get_rank() % int(self.mesh.ulysses)
 
     def get_ulysses_world_size(self) -> int:
+        """Ranks that exchange heads with each other."""
         return int(self.mesh.ulysses)
 
     def get_ring_rank(self) -> int:
@@ -118,6 +119,7 @@ class SequenceParallelConfig:
         return self.get_rank() // int(self.mesh.ulysses)
 
     def get_ring_world_size(self) -> int:
+        """Ranks of one ring."""
         return int(self.mesh.ring)
 
 
@@ -126,7 +128,9 @@ class SequenceParallelInput:
     """Split a tensor over the ranks along `split_dim`: an input of a module, or with `split_output` an output.
 
     Args:
+        split_dim: the dim that is the sequence.
         expected_dims: number of dims the tensor must have; another number is an error (None: any).
+        split_output: this is an output of the module; its key is the output's index.
         auto_pad: accepted; lengths that the ranks do not divide are split unevenly, nothing is padded.
     """
 
@@ -141,8 +145,11 @@ class SequenceParallelPartialInput:
     """Split only the second part of `[text, image]` along `split_dim`; the text stays whole on every rank.
 
     Args:
+        split_dim: the dim that is the sequence, text first.
         text_len_source: length of the text: a number, or a parameter of the module's or the model's `forward`: an integer, or a
             tensor whose dim 0 it is (dim -2 of one with three dims or more: [batch, text, channels]).
+        expected_dims: as in `SequenceParallelInput`.
+        split_output: as in `SequenceParallelInput`.
     """
 
     split_dim: int
@@ -153,7 +160,12 @@ class SequenceParallelPartialInput:
 
 @dataclass(frozen=True)
 class SequenceParallelOutput:
-    """Gather an output of a module along `gather_dim`, so that it is whole on every rank."""
+    """Gather an output of a module, so that it is whole on every rank.
+
+    Args:
+        gather_dim: the dim that is split.
+        expected_dims: number of dims the tensor must have; another number is an error (None: any).
+    """
 
     gather_dim: int
     expected_dims: int | None = None

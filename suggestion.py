@@ -25,9 +25,18 @@ CLOSE = 1.02  # splits within 2 % of the fastest: the one with the fewest ranks,
 
 @dataclass(frozen=True)
 class Split:
-    """One split. seconds: predicted, of one call on the slowest rank; received: bytes per rank and call; memory: bytes per rank.
+    """One split of the ranks.
 
-    refused: why this split is impossible (the numbers are None then). fits: whether the memory of the machine holds it.
+    Attributes:
+        ulysses: ranks that exchange attention heads.
+        ring: ranks keys and values travel around.
+        seconds: predicted, of one call on the slowest rank.
+        received: bytes per rank and call.
+        calls: collectives per call.
+        memory: bytes per rank.
+        sharded: share of the work that is divided.
+        fits: whether the memory of the machine holds it.
+        refused: why this split is impossible (the numbers are None then).
     """
 
     ulysses: int
@@ -55,7 +64,11 @@ class Split:
 class Suggestion:
     """`print` it, or take `best.ulysses` and `best.ring`.
 
-    Invariants: `best` is one of `rows`, and not refused.
+    Attributes:
+        machine: whose rates were used.
+        world_size: devices at hand.
+        rows: every split, impossible ones too.
+        best: the recommended one of `rows`, never a refused one.
     """
 
     machine: Machine

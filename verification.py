@@ -31,10 +31,15 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, to
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a verification. Errors are the largest over ranks and outputs; max_rel_err is |out - ref| / |ref| (2-norm).
+    """Result of a verification; `print` it. Errors are the largest over ranks and outputs.
 
-    first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`. tolerance: the relative error that was allowed
-    (the largest of all outputs).
+    Attributes:
+        ok: every output of every rank is within its tolerance.
+        max_abs_err: largest absolute difference.
+        max_rel_err: |out - ref| / |ref|, in the 2-norm.
+        first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`.
+        plan: what was run.
+        tolerance: the relative error that was allowed (the largest of all outputs).
     """
 
     ok: bool
@@ -64,7 +69,11 @@ def verify(
     """Compare the sequence-parallel program with the model, all ranks in this process, no launcher.
 
     Args:
+        model: any module, with its weights; it computes what the ranks are compared with.
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
+        ulysses: number of simulated ranks that exchange attention heads.
+        ring: number of simulated ranks keys and values travel around.
+        dynamic: False: a program for exactly these sizes; None and True as in `sp_compile`.
         sp_plan: a declared plan, as in `sp_compile`.
         comm_dtype: what attention's exchanges are rounded to, as in `sp_compile`; `ok` then allows for it (`COMM_TOLERANCE`), and `max_rel_err` says what it costs.
         hardware: what decides how attentions communicate, as in `sp_compile`.

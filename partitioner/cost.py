@@ -26,10 +26,17 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Machine:
-    """flops_per_s of one rank, bytes_per_s one rank receives: what is reached, not the peak. Defaults: a Hopper-class GPU on NVLink.
+    """Rates of one rank: what is reached, not the peak. Defaults: a Hopper-class GPU on NVLink.
 
-    latency_s (of one collective call) and memory_bytes (of one rank; infinite: unknown) serve predictions; the solver reads the latency at real rates only.
-    comm_share, call_share, keys_share: shares of work that cap or set the solver's prices; all infinite: real rates (`at_real_rates`).
+    Attributes:
+        flops_per_s: floating-point operations.
+        bytes_per_s: bytes that one rank receives.
+        comm_share: cap of the solver's prices, like the next two: a full exchange costs at most this share of the work it divides.
+        call_share: an extra collective must save this share of one attention block's work.
+        keys_share: one that serves only the keys of a cross-attention must save this share. All three infinite: real rates (`at_real_rates`).
+        latency_s: of one collective call; predictions read it, the solver at real rates only.
+        memory_bytes: of one rank, for predictions; infinite: unknown.
+        name: what is printed.
     """
 
     flops_per_s: float = 400e12

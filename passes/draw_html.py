@@ -6,6 +6,7 @@ The boxes are placed by networkx, the page is put together by jinja2 from `plan.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import pairwise
@@ -18,6 +19,7 @@ from seqpar.passes.report import amount
 
 WIDTH, HEIGHT = 176, 46  # of a box, in pixels
 GAP_X, GAP_Y = 18, 26
+LANE = 9  # between ways beside the boxes
 OPENED = 2  # stages that are open at first
 
 
@@ -156,9 +158,14 @@ def picture(number: int, stage: Stage, count: int) -> Picture:
         column, row = float(places[i][0]) - columns[0], rows.index(round(float(places[i][1]), 6))
         placed.append(Placed(box, 8 + column / wide * (WIDTH + GAP_X), 8 + row * (HEIGHT + GAP_Y), f"{number}-{i}"))
     labelled = {min(graph.successors(i)): i for i, box in enumerate(stage.boxes) if box.received and graph.out_degree(i)}
-    lines = tuple(line(placed[a], placed[b], labelled.get(b) == a) for a, b in sorted(graph.edges))
-    right, bottom = max((p.x for p in placed), default=0), max((p.y for p in placed), default=0)
-    return Picture(stage, count, tuple(placed), lines, right + WIDTH + 8, bottom + HEIGHT + 8)
+    lines, lanes = [], [0.0]
+    for a, b in sorted(graph.edges):
+        between = [p for p in placed if placed[a].y < p.y < placed[b].y]
+        if between:
+            lanes.append(lane(placed[a], placed[b], between, lanes))
+        lines.append(line(placed[a], placed[b], labelled.get(b) == a, lanes[-1] if between else None))
+    right, bottom = max((p.x for p in placed), default=0) + WIDTH, max((p.y for p in placed), default=0)
+    return Picture(stage, count, tuple(placed), tuple(lines), max(right, *lanes) + 8, bottom + HEIGHT + 8)
 
 
 def layers(graph: nx.DiGraph) -> list[list[int]]:
@@ -169,11 +176,30 @@ def layers(graph: nx.DiGraph) -> list[list[int]]:
     return list(found.values())
 
 
-def line(one: Placed, two: Placed, labelled: bool) -> Line:
-    """From the lower edge of a box to the upper edge of another; labelled: with the bytes of the exchange it leaves."""
-    x1, y1, x2, y2 = one.x + WIDTH / 2, one.y + HEIGHT, two.x + WIDTH / 2, two.y
-    middle = (y1 + y2) / 2
-    path = f"M{x1:.1f},{y1:.1f} C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2 - 2:.1f}"
+def lane(one: Placed, two: Placed, between: Sequence[Placed], taken: Sequence[float]) -> float:
+    """Where an edge goes down beside the boxes between its ends, on the nearer side if there is room, and not where another does."""
+    left, right = min(p.x for p in between) - LANE, max(p.x for p in between) + WIDTH + LANE
+    while any(abs(left - other) < LANE for other in taken):
+        left -= LANE
+    while any(abs(right - other) < LANE for other in taken):
+        right += LANE
+    middle = (one.x + two.x + WIDTH) / 2
+    return left if left >= LANE and middle - left <= right - middle else right
+
+
+def line(one: Placed, two: Placed, labelled: bool, way: float | None) -> Line:
+    """From the lower edge of a box to the upper edge of another, down at `way` if boxes are between them; labelled: with the bytes of the exchange it leaves."""
+    x1, y1, x2, y2 = one.x + WIDTH / 2, one.y + HEIGHT, two.x + WIDTH / 2, two.y - 2
     moved = "collective" in (one.box.kind, two.box.kind)
     label = f"{amount(one.box.received)}B" if labelled else ""
-    return Line(path, moved, label, (x1 + x2) / 2 + 6, middle + 3)
+    if way is None:
+        return Line(f"M{x1:.1f},{y1:.1f} {curve(x1, y1, x2, y2)}", moved, label, (x1 + x2) / 2 + 6, (y1 + y2) / 2 + 4)
+    top, bottom = y1 + GAP_Y, two.y - GAP_Y
+    path = f"M{x1:.1f},{y1:.1f} {curve(x1, y1, way, top)} V{bottom:.1f} {curve(way, bottom, x2, y2)}"
+    return Line(path, moved, label, way + 6, (top + bottom) / 2)
+
+
+def curve(x1: float, y1: float, x2: float, y2: float) -> str:
+    """From a point down to another, upright at both; the path is at the first."""
+    middle = (y1 + y2) / 2
+    return f"C{x1:.1f},{middle:.1f} {x2:.1f},{middle:.1f} {x2:.1f},{y2:.1f}"

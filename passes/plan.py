@@ -45,14 +45,22 @@ class ReplicatedOp:
 class Plan:
     """What `ulysses * ring` ranks do with one model at one set of input sizes.
 
-    flops are contractions only, a multiply-add counted as two, of causal attention the visible pairs; bytes are received per call of the model, by the busiest rank, per
-    kind of collective. All are counted by running the emitted programs on meta tensors. predicted_seconds: of one call on `machine`, by "compute",
-    kind of collective, "hidden" (of the ring, behind attention) and "total", see `estimate`; predicted_alone: of one process.
+    FLOPs, bytes and calls are counted by running the emitted programs on meta tensors.
 
-    inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
-    kept: what a file of programs keeps of those answers.
-
-    Invariants: `flops_per_rank` has one entry per rank.
+    Attributes:
+        flops_total: of one process; contractions only, a multiply-add counted as two, of causal attention the visible pairs.
+        flops_per_rank: one entry per rank.
+        comm_bytes_per_rank: received per call of the model by the busiest rank, per kind of collective.
+        comm_calls: collectives per call of the model, per kind.
+        attention: strategy, layouts and reason of every attention.
+        replicated_ops: what every rank computes whole, and why.
+        seconds: what tracing and each stage of the compiler took.
+        notes: what became of a declared plan.
+        machine: whose rates the predictions use.
+        predicted_seconds: of one call, by "compute", kind of collective, "hidden" (of the ring, behind attention) and "total".
+        predicted_alone: seconds of one call in one process.
+        inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
+        kept: what a file of programs keeps of those answers.
     """
 
     ulysses: int
@@ -78,6 +86,7 @@ class Plan:
 
     @property
     def world_size(self) -> int:
+        """Ranks that share the sequence."""
         return self.ulysses * self.ring
 
     @property
@@ -132,7 +141,8 @@ class Plan:
     def why(self, query: str) -> Why:
         """Why values have the layouts they have, and what the opposite would cost.
 
-        query: the name of a value (`linear_8`), a source line (`attention.py:120`) or a part of a name, module path or operator.
+        Args:
+            query: the name of a value (`linear_8`), a source line (`attention.py:120`) or a part of a name, module path or operator.
 
         Raises:
             UnsupportedError: nothing matches (the message lists what is near), or the plan was loaded or sent from elsewhere.

@@ -18,10 +18,11 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.distributed.tensor import DTensor
 from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
-from seqpar.errors import SeqparError, TraceError
+from seqpar.errors import SeqparError, TraceError, UnsupportedError
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.boundary import Marks
 from seqpar.passes.export import export_functional
@@ -113,8 +114,10 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     Raises:
         TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
         SignatureError: the arguments do not fit the model.
+        UnsupportedError: its weights are divided already.
     """
     check_torch_version()
+    check_whole(model)
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
@@ -124,6 +127,16 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         except ActivationRead as refused:
             traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)
+
+
+def check_whole(model: torch.nn.Module) -> None:
+    """Refuse weights that are divided over ranks (FSDP, tensor parallelism): every rank computes with all of them."""
+    for name, weight in model.named_parameters():
+        if isinstance(weight, DTensor):
+            raise UnsupportedError(
+                f"{name} of {type(model).__name__} is a DTensor {tuple(weight.placements)}: its weights are divided over ranks already (fully_shard, parallelize_module, …), and seqpar "
+                "divides the sequence, with whole weights on every rank. Give it the model with whole weights; offload or quantise what does not fit one device"
+            )
 
 
 def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:

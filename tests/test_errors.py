@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import seqpar
 from seqpar.errors import DisagreementError, MeshError, SeqparError, SignatureError, TraceError, UnsupportedError
@@ -255,3 +256,20 @@ def test_a_later_call_with_other_shapes_on_one_rank(ranks):
     for outcome in ranks.outcomes(later_call_differs):
         with pytest.raises(DisagreementError, match=r"\(2, (9|10), 16\)"):
             raise outcome
+
+
+def sharded_weights():
+    """What the entries say to a model that fully_shard has divided."""
+    model = Attention().eval()
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    messages = []
+    for entry in (seqpar.sp_compile, seqpar.plan):
+        with pytest.raises(UnsupportedError) as caught:
+            entry(model, (x_of(),), ulysses=2)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_weights_that_are_divided_already_are_refused(two_ranks):
+    for messages in two_ranks.run(sharded_weights):
+        assert all("qkv.weight of FSDPAttention is a DTensor (Shard(dim=0),)" in message and "whole weights" in message for message in messages)

@@ -17,7 +17,7 @@ from seqpar.launching import LaunchError, Rank, launch, pick_device_type, this_r
 pytestmark = pytest.mark.launches
 
 RANK_FUNCTIONS = """
-import time
+import atexit, os, threading, time
 import torch, torch.distributed as dist
 from seqpar.errors import MeshError
 from seqpar.launching import this_rank
@@ -35,6 +35,19 @@ def fail():
 
 def sleep(seconds):
     time.sleep(seconds)
+
+class Abort:
+    def __del__(self):
+        os.abort()
+
+def abort_at_the_end(folder):
+    rank = dist.get_rank()
+    if rank == 0:
+        time.sleep(2)  # another rank leaves first
+    globals()["kept"] = Abort()  # as a thread of gloo's does that holds a tensor while the interpreter is taken apart
+    atexit.register((folder / f"exit_{rank}").touch)
+    threading.Timer(1, (folder / f"thread_{rank}").touch).start()
+    return rank
 
 if __name__ == "__main__":
     import json, os, seqpar
@@ -57,6 +70,11 @@ def functions(tmp_path_factory):
 
 def test_one_rank_is_this_process():
     assert seqpar.launch(lambda x, y: (x + y, dist.is_initialized(), this_rank().rank), 1, 2, device="cpu", y=3) == [(5, False, 0)]
+
+
+def test_a_rank_that_has_returned_may_not_fail_at_its_end(functions, tmp_path):
+    assert seqpar.launch(functions.abort_at_the_end, 2, tmp_path, device="cpu") == [0, 1]
+    assert {path.name for path in tmp_path.iterdir()} == {"exit_0", "exit_1", "thread_0", "thread_1"}  # what was begun is finished
 
 
 def test_local_ranks_return_their_results_in_order(functions):

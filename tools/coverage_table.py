@@ -132,13 +132,14 @@ def introduction(results: list[Result]) -> list[str]:
     full = sum(all(fraction(r, "large") >= FULLY for r in members) for members in classes.values())
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     return [
-        "# What is covered\n",
+        "# Supported models\n",
         f"Made by `python -m seqpar.tools.coverage --work DIR --table docs/models.md` with {versions}, on CPU.\n",
         f"{right} of {len(results)} cases are right. {full} of {len(classes)} classes divide at least {FULLY} of the work at sequence-dominant size in all their cases,",
         "on the worst of u2, r2 and u2r2. Weights are random, nothing is left at zero.\n",
+        "- **case**: a class, and behind `@` which of its configurations or inputs.",
         f"- **error**: all simulated ranks against the model, relative, on {', '.join(MESHES)} (ulysses, ring) in this order; even: lengths that the ranks divide, odd:",
         "  lengths they do not, batch 2, padding in the masks.",
-        '- **torch.compile**: the graphs of `torch.compile(backend="seqpar")` on u2; the others have no attention over a sequence.',
+        '- **torch.compile**: the graphs of `torch.compile(backend="seqpar")` on u2; the others have no attention over a sequence, or only torch.nn\'s fused encoder layer.',
         "- **sharded**: the share of the FLOPs that is divided, of a tiny call and of one with at least 1,024 tokens.",
         "- **bytes / own plan**: received bytes over those of the class's own diffusers plan; refused: diffusers raises.\n",
     ]
@@ -162,5 +163,5 @@ def table(results: list[Result]) -> str:
         if compiled(r) == "error":
             why.append(f"torch.compile: {' '.join(r['variants']['even']['backend']['error'].split())[:200]}")
         if why:
-            text += [f"- **{r['case']}** ({number(fraction(r, 'large'))})", *(f"  - {line}" for line in why)]
+            text += [f"- **{r['case']}** ({number(fraction(r, 'large'))})", *(f"    - {line}" for line in why)]
     return "\n".join(text) + "\n"

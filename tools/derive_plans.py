@@ -164,16 +164,16 @@ def attempt(run: Callable[[Plan | None], tuple[float, int]], plan: Plan | None) 
 
 
 def entries(plan: Any) -> str:
-    """A plan in one line: what is split at a module, `->` what is gathered there."""
+    """A plan in one line of Markdown: what is split at each module, `→` what is gathered there."""
     if not isinstance(plan, Mapping):
         return ""
     words = []
     for path, table in plan.items():
         name = path or "model"
         if isinstance(table, Mapping):
-            words.append(f"{name}({', '.join(str(key) for key in table)})")
+            words.append(f"`{name}({', '.join(str(key) for key in table)})`")
         else:
-            words.append(f"→ {name}")
+            words.append(f"→ `{name}`")
     return " ".join(words)
 
 
@@ -185,7 +185,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         own = "" if not row.own else row.own_refusal[:90] if row.own_error is None else f"{row.own_error:.0e}, {row.own_received}"
         error = f"{row.error:.0e}" if row.error is not None else row.refusal[:80]
-        lines.append(f"| {row.case} | `{entries(decode(row.plan))}` | {', '.join(row.without)} | {error} | {row.received or ''} | {own} |")
+        lines.append(f"| {row.case} | {entries(decode(row.plan))} | {', '.join(row.without)} | {error} | {row.received or ''} | {own} |")
     lines += ["", "| class without a plan | reason |", "|---|---|"]
     lines += [f"| {row.case} | {short(row.reason)} |" for row in rows if row.plan is None and ALONE not in row.reason]
     alone = [row.case for row in rows if row.plan is None and ALONE in row.reason]

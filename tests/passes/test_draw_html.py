@@ -97,6 +97,17 @@ def test_boxes_do_not_overlap_and_edges_go_down():
         assert corners[a][1] < corners[b][1]
 
 
+def test_edges_past_other_boxes_go_beside_them():
+    edges = ((0, 1), (1, 2), (2, 3), (4, 3), (5, 3))  # the last two pass two boxes
+    placed = picture(0, Stage(("a",), (*BOXES, BOXES[0], BOXES[0]), edges), 1)
+    ways = [re.search(r" ([-\d.]+),[-\d.]+ V", line.path) for line in placed.lines]
+    assert [way is not None for way in ways] == [False, False, False, True, True]
+    beside = [float(way[1]) for way in ways if way]
+    assert len(set(beside)) == 2 and all(0 < x < placed.width for x in beside)
+    for x in beside:
+        assert not any(p.x <= x <= p.x + WIDTH for p in placed.placed[1:3])
+
+
 def test_wide_layers_do_not_overlap():
     wide = Stage(("a",), (BOXES[0],) * 7, tuple((0, i) for i in range(1, 6)))
     corners = [(p.x, p.y) for p in picture(0, wide, 1).placed]

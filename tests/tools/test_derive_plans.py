@@ -37,7 +37,7 @@ def test_plans_travel_as_json(rows):
     for row in rows:
         plan = decode(json.loads(json.dumps(row.plan)))
         assert encode(plan) == row.plan and Row(**json.loads(json.dumps(dataclasses.asdict(row)))).plan == row.plan
-    assert entries(decode(rows[1].plan)).startswith("layers.*(freqs_cis) layers.0(x) → ")
+    assert entries(decode(rows[1].plan)).startswith("`layers.*(freqs_cis)` `layers.0(x)` → `")
 
 
 def test_the_table_has_plans_and_reasons(rows):

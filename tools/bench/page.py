@@ -9,6 +9,7 @@ from typing import Any
 from seqpar.tools.bench import emulated, host, plots, published, report
 from seqpar.tools.bench.contenders import ALONE, OURS, PEERS, RATED
 from seqpar.tools.bench.emulated import Emulated
+from seqpar.tools.bench.report import Run
 
 HEAD = """# Benchmarks
 
@@ -39,12 +40,16 @@ memory are measured so. The time of the collectives is **predicted** from the co
 COMMANDS = """
 ## Commands
 
-    python -m seqpar.tools.bench --model flux qwen-image wan --mesh u2 r2 --tokens 2048 4096 --json FILE     # 2 processes of this machine
-    torchrun --nproc-per-node 8 -m seqpar.tools.bench --mesh u8 u4r2 --tokens 32768                          # 8 GPUs
-    python -m seqpar.tools.bench --slow-link 1Gbit:50us                                                      # as if on such a link
-    python -m seqpar.tools.bench --compile inductor                                                          # all programs compiled
-    python -m seqpar.tools.bench --emulate-ranks 2 4 8 --model full:flux --size 1024x1024 --hardware H100    # on one GPU
-    python -m seqpar.tools.calibrate --ranks 8 --write mine.json                                             # a profile: --hardware mine.json
+    # 2 processes of this machine; then 8 GPUs
+    python -m seqpar.tools.bench --model flux qwen-image wan --mesh u2 r2 --tokens 2048 4096 --json FILE
+    torchrun --nproc-per-node 8 -m seqpar.tools.bench --mesh u8 u4r2 --tokens 32768
+    # as if on such a link; all programs compiled
+    python -m seqpar.tools.bench --slow-link 1Gbit:50us
+    python -m seqpar.tools.bench --compile inductor
+    # 2, 4 and 8 ranks, one after another on one GPU
+    python -m seqpar.tools.bench --emulate-ranks 2 4 8 --model full:flux --size 1024x1024 --hardware H100
+    # a profile of your machines: --hardware mine.json
+    python -m seqpar.tools.calibrate --ranks 8 --write mine.json
 """
 
 NOTHING = """
@@ -73,11 +78,19 @@ def images(documents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
+def subject(runs: Sequence[Run]) -> str:
+    """What tells the jobs of a page apart: `flux, wan, 2,048 and 4,096 tokens, inductor`."""
+    models = dict.fromkeys(run.model for run in runs)
+    tokens = dict.fromkeys(f"{run.sizes.tokens:,}" for run in runs)
+    return ", ".join([*models, f"{' and '.join(tokens)} tokens", *dict.fromkeys(word for run in runs for word in (run.backend, run.link) if word)])
+
+
 def section(number: int, document: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The figures of one job. names: plot -> file."""
     runs = [report.from_dict(run) for run in document.get("runs", ())]
     emulations = [Emulated.from_dict(row) for row in document.get("emulated", ())]
-    lines = [f"## {'Measured' if runs else 'Emulated'}: {document['host']['processor'] if not document['host']['gpus'] else document['host']['gpus'][0]}", ""]
+    gpus = document["host"]["gpus"]
+    lines = [f"## Measured: {subject(runs)}" if runs else f"## Emulated: {gpus[0] if gpus else document['host']['processor']}", ""]
     lines += [f"    {document['host']['command']}", "", host.one_line(document["host"]) + ".", ""]
     for kind, words in (("times", "Step times with quartiles"), ("scaling", "Speed-up over one process by tokens, with quartiles; rings dashed")):
         if f"{kind}-{number}" in names:

@@ -1,7 +1,9 @@
 """The command `seqpar`."""
 
 import argparse
+import os
 import sys
+import textwrap
 
 from seqpar import logs
 from seqpar.errors import SeqparError
@@ -24,9 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         logs.configure()
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except SeqparError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `seqpar models | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere, not into another error at exit
         return 1
 
 
@@ -43,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         one = commands.add_parser(
             command.name,
             help=command.help,
-            description=command.help,
+            description=textwrap.fill(command.help, 80),
             epilog=f"example{'s' * (len(command.examples) > 1)}:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

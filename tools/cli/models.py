@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, help="pixels")
     add("--frames", type=int, help="of a video")
     add("--text-len", type=int, help="text tokens")
-    add("--batch", type=int)
+    add("--batch", type=int, help="pictures or videos of one call")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of weights and inputs (default float32)")
 
 

@@ -42,7 +42,7 @@ def test_a_page_has_tables_and_plots_of_every_job(tmp_path):
     written = page.write(tmp_path / "b.md", documents)
     assert [path.name for path in written] == ["b.md", "b-times-1.svg", "b-scaling-1.svg"]
     text = (tmp_path / "b.md").read_text()
-    assert text.count("](b-") == 2 and "python -m seqpar.tools.bench --tokens 64 128" in text and "Predicted: collectives (of H100, NVLink" in text
+    assert "## Measured: flux, 64 and 128 tokens\n" in text and text.count("](b-") == 2 and "python -m seqpar.tools.bench --tokens 64 128" in text and "Predicted: collectives (of H100, NVLink" in text
     assert "None have been recorded" not in text and "## Published by others" in text
     page.write(tmp_path / "b.md", [])
     assert [path.name for path in tmp_path.iterdir()] == ["b.md"]  # nothing stays of an earlier page

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +35,13 @@ def test_help_has_examples_that_parse_and_json(command, capsys):
         assert example in text
         program, *arguments = shlex.split(example)
         assert program == "seqpar" and parser().parse_args(arguments).run is command.run
+
+
+def test_a_reader_that_closes_early_is_no_error():
+    """`seqpar models | head -1`: no traceback."""
+    command = f"{sys.executable} -m seqpar.tools.cli models --json"
+    done = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[\n" and done.stderr == ""
 
 
 def test_documented_lines_parse():
