@@ -19,6 +19,7 @@ from seqpar.errors import SeqparError
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import rates_of
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.share import copied
 from seqpar.passes.trace import Traced, trace
 from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
@@ -170,9 +171,7 @@ def with_buffers(gm: fx.GraphModule) -> fx.GraphModule:
     After:  %c = get_attr[_constant_0]    (a buffer of a module of its own)
     """
     root = torch.nn.Module()
-    graph = fx.Graph()
-    result = graph.graph_copy(gm.graph, {})
-    graph.output(result)
+    graph = copied(gm.graph)
     for node in graph.nodes:
         if node.op == "get_attr":
             value: Any = gm

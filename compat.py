@@ -38,6 +38,7 @@ __all__ = [
     "aot_export",
     "check_torch_version",
     "helpers_in_traces",
+    "lazy_graph_module",
     "lookup_backend",
     "outside_compiler",
     "pytree",
@@ -132,6 +133,18 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
     composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
+
+
+def lazy_graph_module() -> type[torch.fx.GraphModule]:
+    """The class of GraphModules that generate their Python code when they are first called or printed, not when they get a graph.
+
+    A torch without it: GraphModule itself, which is right and slower.
+    """
+    try:
+        from torch.fx._lazy_graph_module import _LazyGraphModule
+    except ImportError:
+        return torch.fx.GraphModule
+    return _LazyGraphModule
 
 
 @contextlib.contextmanager

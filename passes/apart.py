@@ -9,10 +9,10 @@ What is one operand can have one layout only; queries and keys need two where ro
 from __future__ import annotations
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from seqpar.passes.build import Builder
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -22,8 +22,7 @@ def operands_apart(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which every attention has three operands; `gm` itself if that is so already."""
     if not any(_repeats(node) for node in gm.graph.nodes):
         return gm
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    graph = copied(gm.graph)
     for node in [n for n in graph.nodes if n.target is SDPA]:
         for i in _repeats(node):
             with graph.inserting_before(node):

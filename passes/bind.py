@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import fx
 
 from seqpar.errors import MeshError
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 AXES = ("ulysses", "ring", "sp")
 
@@ -37,17 +37,9 @@ def bind_groups(gm: fx.GraphModule, mesh: HasGroups) -> fx.GraphModule:
         if axis not in mesh.groups:
             raise MeshError(f"the program communicates over {axis!r} ({node.name}), but the mesh has only {sorted(mesh.groups)}")
         node.update_kwarg("group", mesh.groups[axis])
-    return with_graph(gm, graph)
+    return with_graph(gm, graph, compiled=True)
 
 
 def axes_used(gm: fx.GraphModule) -> frozenset[str]:
     """The axis names an unbound program communicates over."""
     return frozenset(node.kwargs["group"] for node in gm.graph.nodes if node.op == "call_function" and node.kwargs.get("group") in AXES)
-
-
-def copied(graph: fx.Graph) -> fx.Graph:
-    """The same graph with its own nodes (fake tensors and source lines are shared)."""
-    copy = fx.Graph()
-    result = copy.graph_copy(graph, {})
-    copy.output(result)
-    return copy

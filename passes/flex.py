@@ -26,7 +26,7 @@ from torch.fx import Graph, GraphModule, Node
 from seqpar.partitioner.op import as_length, is_tensor
 from seqpar.passes.build import Builder
 from seqpar.passes.inline import Constant, Inliner, NotUnderstood, Plain, Spread, is_minus_infinity
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 NAMES = ("query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options", "score_mod_other_buffers", "mask_mod_other_buffers")
@@ -38,8 +38,7 @@ def flex_to_attention(gm: GraphModule) -> GraphModule:
     """A copy of `gm` with `scaled_dot_product_attention` in place of every `flex_attention` that is understood; `gm` itself if there is none."""
     if not any(is_flex(node) for node in gm.graph.nodes):
         return gm
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    graph = copied(gm.graph)
     shared: dict[object, Any] = {}
     changed = [rewrite(gm, graph, node, shared) for node in list(graph.nodes) if is_flex(node)]
     if not any(changed):

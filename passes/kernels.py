@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from seqpar.partitioner.op import as_length, bind_arguments
 from seqpar.passes.build import Builder
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 MASKS: dict[Any, str | None] = {
@@ -34,8 +34,7 @@ def kernels_to_attention(gm: GraphModule) -> GraphModule:
     """A copy of `gm` with `scaled_dot_product_attention` in place of kernels called directly; `gm` itself if there is none."""
     if not any(node.target in MASKS for node in gm.graph.nodes):
         return gm
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    graph = copied(gm.graph)
     changed = [rewrite(graph, node) for node in list(graph.nodes) if node.target in MASKS]
     if not any(changed):
         return gm

@@ -11,11 +11,11 @@ indices without weights or smoothing; other forms stay.
 from __future__ import annotations
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from seqpar.partitioner.op import bind_arguments
 from seqpar.passes.build import Builder
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 LOSS = aten.cross_entropy_loss.default
@@ -26,8 +26,7 @@ def losses_by_token(gm: GraphModule) -> GraphModule:
     """A copy of `gm` with such losses written out; `gm` itself if it has none."""
     if not any(node.target is LOSS and _plain(node) for node in gm.graph.nodes):
         return gm
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+    graph = copied(gm.graph)
     for node in [n for n in graph.nodes if n.target is LOSS and _plain(n)]:
         with graph.inserting_before(node):
             node.replace_all_uses_with(_written_out(Builder(graph, node), node))

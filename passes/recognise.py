@@ -22,7 +22,7 @@ from seqpar.partitioner.lengths import Length
 from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
 from seqpar.passes.build import Builder
 from seqpar.passes.einsum import MatrixProduct, einsum_product
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 CASTS = (aten._to_copy.default, aten.clone.default, aten.type_as.default, aten.alias.default, aten.detach.default)
@@ -61,10 +61,7 @@ def recognise_attention(gm: GraphModule) -> GraphModule:
     """A copy of `gm` with written-out attentions as `scaled_dot_product_attention`; `gm` itself if there are none."""
     if not any(node.target in SOFTMAX for node in gm.graph.nodes):
         return gm
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    output = graph.graph_copy(gm.graph, copies)
-    graph.output(output)
+    graph = copied(gm.graph)
     products = [(node, product) for node in graph.nodes if (product := einsum_product(node)) is not None]
     for node, product in products:
         expand_einsum(graph, node, product)

@@ -22,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from seqpar.partitioner.op import bind_arguments
-from seqpar.passes.share import with_graph
+from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
 SMALL = 2**20  # elements
@@ -67,8 +67,8 @@ def simplify_masks(gm: GraphModule, small: int = SMALL) -> GraphModule:
     found = {n: kind for n in masked if (kind := _kind(n, known.get(bind_arguments(n)["attn_mask"]))) is not None}
     if not found:
         return gm
-    graph, copies = Graph(), {}  # type: ignore[var-annotated]
-    graph.output(graph.graph_copy(gm.graph, copies))
+    copies: dict[Node, Node] = {}
+    graph = copied(gm.graph, copies)
     for node, kind in found.items():
         copy = copies[node]
         dropout = bind_arguments(node)["dropout_p"]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from seqpar.passes.bind import AXES, copied
-from seqpar.passes.share import with_graph
+from seqpar.passes.bind import AXES
+from seqpar.passes.share import copied, with_graph
 
 
 class Pool:
@@ -75,4 +75,4 @@ def bind_stand_ins(gm: fx.GraphModule, groups: dict[str, StandInGroup]) -> fx.Gr
             with graph.inserting_before(next(iter(graph.nodes))):
                 attributes[axis] = graph.create_node("get_attr", f"stand_in_{axis}")
         node.update_kwarg("group", attributes[axis])
-    return with_graph(gm, graph, {f"stand_in_{axis}": groups[axis] for axis in attributes})
+    return with_graph(gm, graph, {f"stand_in_{axis}": groups[axis] for axis in attributes}, compiled=True)
