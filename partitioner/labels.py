@@ -376,8 +376,7 @@ class LabelProblem:
         """The vertex of each atom of an exchanged operand, priced with the bytes that the busiest rank receives of it."""
         found, is_query = self.divided(node), i == relation.attention.q
         counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
-        exposed = self.rates.exposed(node, relation, found) if ring else 0.0
-        targets = {}
+        exposed, targets = self.rates.exposed(node, relation, found) if ring else 0.0, {}
         for atom in self.atoms(relation.operands[i], rows):
             moved = max(counted.operand(i, atom))
             if is_query:
