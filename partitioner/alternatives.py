@@ -13,8 +13,10 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, node_work
+from seqpar.partitioner.division import Division, division
+from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.key_sources import KeySources, sharded_bytes
+from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.labels import Degrees, LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
@@ -104,26 +106,28 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
     if degrees is None:
         source = (sources or KeySources(LayoutView(inference, solution, 0))).of(node)
         return attend + _wire(source.received, bool(source.values), machine)
-    u, r = degrees.ulysses, degrees.ring
-    exchanged, travels = _mesh_bytes(inference, solution, node, degrees)
+    found = division(inference, degrees, solution.prices, node)
+    u, r = found.degrees.ulysses, found.degrees.ring
+    exchanged, travels = _mesh_bytes(inference, solution, node, found)
     exchange = _wire(exchanged, 2, machine) if u > 1 else 0.0
     around = _wire(travels, r - 1, machine)
-    return attend + exchange + max(0.0, around - attend * (r - 1) / r)
+    return attend * found.uneven + exchange + max(0.0, around - attend * (r - 1) / r)
 
 
 def attention_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None) -> float:
-    """Bytes that a rank receives for one attention: over a mesh of all ranks, or (None) locally; for parts and heads of equal sizes."""
+    """Bytes that the busiest rank receives for one attention: over a mesh of all ranks, or (None) locally; the latter for parts of equal sizes."""
     if degrees is None:
         return KeySources(LayoutView(inference, solution, 0)).of(node).received
-    return sum(_mesh_bytes(inference, solution, node, degrees))
+    return sum(_mesh_bytes(inference, solution, node, division(inference, degrees, solution.prices, node)))
 
 
-def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees) -> tuple[float, float]:
-    """By all-to-all, around the ring."""
+def _mesh_bytes(inference: Inference, solution: Solution, node: Node, found: Division) -> tuple[float, float]:
+    """By all-to-all, around the ring; with operands and result laid out as the solution has them."""
     relation, view = inference.relations[node], LayoutView(inference, solution, 0)
-    spec, u, r = relation.attention, degrees.ulysses, degrees.ring
-    q, k, v = (sharded_bytes(view, relation.operands[i]) for i in (spec.q, spec.k, spec.v))
-    return (q + k + v + sharded_bytes(view, node)) / r * (u - 1) / u / u, (k + v) / u * (r - 1) / r
+    spec = relation.attention
+    known = node in solution.labels.exchanged
+    cut = [(i, (view.required(node, relation, i) if known else view.produced(relation.operands[i]))[-2]) for i in (spec.q, spec.k, spec.v)]
+    return ExchangeBytes(inference, node, found).total(cut, view.produced(node)[-2])
 
 
 def _wire(received: float, count: int, machine: Machine) -> float:

@@ -27,17 +27,18 @@ def busiest_heads(heads: int, ranks: int) -> int:
 
 
 def divide_heads(query_heads: int, key_heads: int, ranks: int) -> HeadPlan:
-    """Contiguous query heads per rank (the first ranks hold one more), and the K/V heads they read."""
+    """Contiguous query heads per rank (the first ranks hold one more), and the K/V heads they read; at least one head per rank."""
     group = query_heads // key_heads
-    queries, keys, expansion = [], [], []
-    start = 0
-    for rank in range(ranks):
-        stop = start + int(part(query_heads, rank, ranks))
-        first, last = start // group, -(-stop // group)
-        queries.append((start, stop))
-        keys.append((first, last))
-        reads = tuple(h // group - first for h in range(start, stop))
-        regular = (stop - start) % (last - first) == 0 and reads == tuple(i // ((stop - start) // (last - first)) for i in range(stop - start))
-        expansion.append(None if regular else reads)
-        start = stop
-    return HeadPlan(tuple(queries), tuple(keys), tuple(expansion), grouped=group > 1)
+    stops = [sum(int(part(query_heads, r, ranks)) for r in range(rank + 1)) for rank in range(ranks)]
+    queries = tuple(zip([0, *stops[:-1]], stops, strict=True))
+    read = [keys_of(start, stop, group) for start, stop in queries]
+    return HeadPlan(queries, tuple((first, last) for first, last, _ in read), tuple(index for *_, index in read), grouped=group > 1)
+
+
+def keys_of(start: int, stop: int, group: int) -> tuple[int, int, tuple[int, ...] | None]:
+    """K/V heads [first, last) that query heads [start, stop) read, and which of these each one reads; None if they are equal runs."""
+    first, last = start // group, -(-stop // group)
+    reads = tuple(h // group - first for h in range(start, stop))
+    run = (stop - start) // (last - first)
+    regular = run * (last - first) == stop - start and reads == tuple(i // run for i in range(stop - start))
+    return first, last, None if regular else reads

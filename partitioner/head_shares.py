@@ -1,23 +1,18 @@
-"""Heads that `ulysses` does not divide: ranks share a head by its query rows, so that all have the same work.
+"""Heads that the ranks do not divide: ranks share a head by its query rows, so that all have the same work.
 
 6 heads on 4 ranks: rank 0 attends head 0 and the first half of head 1's rows, rank 1 the second half and head 2, and so on. Keys and values
-of a shared head go to all that share it.
+of a shared head go to all that share it. Of causal attention, late rows are more work than early ones: parts of a head have equal work then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from torch.fx import Node
-
-from seqpar.partitioner.attention_heads import HeadPlan, busiest_heads
-from seqpar.partitioner.cost import Prices, node_work
-from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.attention_heads import HeadPlan, keys_of
+from seqpar.partitioner.cost import attention_pairs
 from seqpar.partitioner.lengths import Length, fraction
-
-if TYPE_CHECKING:
-    from seqpar.partitioner.labels import Degrees
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,12 @@ class Piece:
         return fraction(length, self.first, self.of), fraction(length, self.last, self.of)
 
 
-def share_heads(heads: int, ranks: int) -> tuple[tuple[Piece, ...], ...]:
+Pieces = tuple[tuple[Piece, ...], ...]
+"""What every rank attends, in the order of heads."""
+
+
+@lru_cache(maxsize=1024)
+def share_heads(heads: int, ranks: int) -> Pieces:
     """Per rank, in the order of heads: `heads / ranks` heads each, counted in rows."""
     shares = []
     for rank in range(ranks):
@@ -65,38 +65,28 @@ def share_heads(heads: int, ranks: int) -> tuple[tuple[Piece, ...], ...]:
     return tuple(shares)
 
 
-def plan_of_shares(shares: tuple[tuple[Piece, ...], ...]) -> HeadPlan:
-    """What every rank receives: all heads it has a piece of."""
+@lru_cache(maxsize=1024)
+def share_causal_heads(heads: int, ranks: int, rows: int, columns: int) -> Pieces:
+    """`share_heads` for causal attention of at least `ranks` rows to `columns` keys: parts of a head have equal work, as nearly as rows allow."""
+    assert rows >= ranks, f"{rows} rows for {ranks} ranks"
+    work = attention_pairs(rows, columns, True)
+    cuts = [0]
+    for n in range(1, ranks):
+        wanted = work * n / ranks
+        row = bisect_left(range(rows), wanted, key=lambda r: attention_pairs(r, columns, True))
+        row -= wanted - attention_pairs(row - 1, columns, True) < attention_pairs(row, columns, True) - wanted
+        cuts.append(min(max(row, cuts[-1] + 1), rows - (ranks - n)))  # no part is empty
+    cuts.append(rows)
+    return tuple(tuple(replace(p, first=cuts[p.first], last=cuts[p.last], of=rows) for p in pieces) for pieces in share_heads(heads, ranks))
+
+
+def whole_heads(plan: HeadPlan) -> Pieces:
+    """The pieces of ranks that share no head."""
+    return tuple((Piece(start, stop, 0, 1, 1),) for start, stop in plan.queries)
+
+
+def plan_of_shares(shares: Pieces, group: int = 1) -> HeadPlan:
+    """What every rank receives: all query heads it has a piece of, and the K/V heads that these read, `group` of them each."""
     spans = tuple((pieces[0].start, pieces[-1].stop) for pieces in shares)
-    return HeadPlan(spans, spans, (None,) * len(shares), grouped=False)
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Whether ranks share heads. reason: why heads that could be shared stay whole."""
-
-    shared: bool
-    reason: str = ""
-
-
-def sharing(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Sharing:
-    """For an attention over the mesh; the same answer on every rank. Shared where that saves more work than the further heads a rank receives cost."""
-    relation = inference.relations[node]
-    spec, ranks = relation.attention, degrees.ulysses
-    shapes = [[inference.table.sizes.hint(inference.table.axis_length(axis)) for axis in relation.operand_axes[i]] for i in (spec.q, spec.k, spec.v)]
-    heads = shapes[0][1]
-    if heads % ranks == 0:
-        return Sharing(False)
-    if degrees.ring > 1:
-        return Sharing(False, "with a ring heads stay whole")
-    if spec.is_causal:
-        return Sharing(False, "causal heads stay whole")
-    if shapes[1][1] != heads or shapes[2][1] != heads:
-        return Sharing(False, "heads that share keys and values stay whole")
-    most = max(pieces[-1].stop - pieces[0].start for pieces in share_heads(heads, ranks))
-    saved = node_work(node, inference.table.sizes) / heads * (busiest_heads(heads, ranks) - heads / ranks)
-    widths = sum(rows * dim for _, _, rows, dim in shapes) * shapes[0][0] * node.meta["val"].element_size()
-    further = max(0, most - busiest_heads(heads, ranks)) * widths * (1 - 1 / ranks)
-    if saved <= further * prices.byte + prices.call:
-        return Sharing(False, "sharing heads would cost more than it saves")
-    return Sharing(True)
+    keys = tuple(keys_of(start, stop, group)[:2] for start, stop in spans)
+    return HeadPlan(spans, keys, (None,) * len(shares), grouped=group > 1)

@@ -24,6 +24,9 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import heaviest_factor, key_side, origin, weight
 from seqpar.partitioner.cost import Prices, nbytes, node_work
+from seqpar.partitioner.division import Degrees as Degrees
+from seqpar.partitioner.division import Division, division
+from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.marker import pin_of
 from seqpar.partitioner.mincut import CutProblem
@@ -38,18 +41,6 @@ REDUCED = -1  # stands for the dim of a vertex that is a reduction over an atom
 QUERY, KEYS = -2, -3  # operands of an attention whose heads or blocks are exchanged
 
 Key = tuple[Node, int, int]  # node, dim (or REDUCED / QUERY / KEYS), atom
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """The mesh as the solver sees it."""
-
-    ulysses: int
-    ring: int
-
-    @property
-    def ranks(self) -> int:
-        return self.ulysses * self.ring
 
 
 @dataclass
@@ -100,6 +91,7 @@ class LabelProblem:
         self.rates = RealRates(inference, degrees, prices)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
+        self._divided: dict[Node, Division] = {}
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:
@@ -169,7 +161,7 @@ class LabelProblem:
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
-                self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks * self.rates.uneven(node, relation, atom))
+                self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
             elif is_pin(node):
                 if self.long_enough(atom):
                     self._vertex((node, dim, atom), yes=0.0, no=INF)
@@ -352,13 +344,21 @@ class LabelProblem:
                     self._read(node, dim, atom, self.whole)  # type: ignore[arg-type]
 
     # -- attention over the mesh ----------------------------------------------------------------------
+    def divided(self, node: Node) -> Division:
+        """How an exchanged attention is divided."""
+        known = self._divided.get(node)
+        if known is None:
+            known = self._divided[node] = division(self.inference, self.degrees, self.prices, node)
+        return known
+
     def _add_attention_output(self, node: Node, dim: int, atom: int, share: float, work: float) -> None:
-        """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided."""
-        u, r = self.degrees.ulysses, self.degrees.ring
-        size = nbytes(outputs_of(node)[0], self.sizes) * share
-        back = size / r * (u - 1) / u / u * self.prices.byte
-        gathered = size * (u - 1) / u * self.prices.byte
-        only = r > 1 or (self.rates.main.get(node) == atom and self.long_enough(atom))
+        """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided. Bytes: of the rank that receives most."""
+        found = self.divided(node)
+        work *= self.rates.uneven(found, atom)
+        counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
+        back = max(counted.result(atom)) * self.prices.byte
+        gathered = 0.0 if ring else max(counted.result(atom, whole=True)) * self.prices.byte
+        only = ring or (self.rates.main.get(node) == atom and self.long_enough(atom))
         if only or self.long_enough(atom):
             self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=INF if only else work + gathered), back, gathered))
 
@@ -367,23 +367,23 @@ class LabelProblem:
         for i, operand in enumerate(relation.operands):
             dim = self.candidate(operand)
             rows = len(self.inference.axes[operand][0]) - 2
-            targets = {} if i == spec.mask else self._exchange_targets(node, relation, operand, rows, is_query=i == spec.q)
+            targets = {} if i == spec.mask else self._exchange_targets(node, relation, i, rows)
             if dim is not None:
                 for atom in self.atoms(operand, dim):
                     self._read(operand, dim, atom, targets.get(atom, self.whole) if dim == rows else self.whole)
 
-    def _exchange_targets(self, node: Node, relation: Relation, operand: Node, rows: int, is_query: bool) -> dict[int, int]:
-        """The vertex of each atom of an exchanged operand, priced with the bytes it moves."""
-        u, r = self.degrees.ulysses, self.degrees.ring
-        size = nbytes(operand.meta["val"], self.sizes)
-        targets, exposed = {}, self.rates.exposed(node, relation)
-        for atom in self.atoms(operand, rows):
-            moved = size * self._share(self.inference.axes[operand][0][rows], atom)
-            to_heads = moved / r * (u - 1) / u / u
+    def _exchange_targets(self, node: Node, relation: Relation, i: int, rows: int) -> dict[int, int]:
+        """The vertex of each atom of an exchanged operand, priced with the bytes that the busiest rank receives of it."""
+        found, is_query = self.divided(node), i == relation.attention.q
+        counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
+        exposed, targets = self.rates.exposed(node, relation, found) if ring else 0.0, {}
+        for atom in self.atoms(relation.operands[i], rows):
+            moved = max(counted.operand(i, atom))
             if is_query:
-                targets[atom] = self._operand_vertex((node, QUERY, atom), to_heads, forced=r > 1)
+                targets[atom] = self._operand_vertex((node, QUERY, atom), moved, forced=ring)
             else:
-                targets[atom] = self._operand_vertex((node, KEYS, atom), to_heads + exposed * moved / u * (r - 1) / r, forced=False)
+                around = exposed * max(counted.around(i, atom)) if ring else 0.0
+                targets[atom] = self._operand_vertex((node, KEYS, atom), moved + around, forced=False)
         return targets
 
     def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:

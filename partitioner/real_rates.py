@@ -6,19 +6,14 @@ With capped prices (`cost.Prices.real` is False) every answer here is the neutra
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from seqpar.partitioner.attention_heads import busiest_heads
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import Prices, attention_pairs, nbytes, node_work
-from seqpar.partitioner.head_shares import sharing
+from seqpar.partitioner.division import Degrees, Division
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.relation import Relation
-
-if TYPE_CHECKING:
-    from seqpar.partitioner.labels import Degrees
 
 MAIN = 0.05  # an attention with this share of the heaviest one's work is one the ranks were asked for
 HIDDEN = 1e-3  # price of a byte that travels behind computation
@@ -55,20 +50,16 @@ class RealRates:
         rows, columns = (self.inference.table.example_length(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
         return rows * columns / max(attention_pairs(rows, columns, True), 1)
 
-    def uneven(self, node: Node, relation: Relation, atom: int) -> float:
-        """Work of the busiest rank over the average: whole heads of a Ulysses rank (unless they are shared), rows of an atom in a ring."""
-        if not self.prices.real:
-            return 1.0
-        table, ranks = self.inference.table, self.degrees.ranks
-        heads, length = table.example_length(relation.operand_axes[relation.attention.q][1]), self.sizes.hint(table.length(atom))
-        rows = -(-length // ranks) * ranks / length if self.degrees.ring > 1 else 1.0
-        if sharing(self.inference, self.degrees, self.prices, node).shared:
-            return rows
-        return rows * busiest_heads(heads, self.degrees.ulysses) * self.degrees.ulysses / heads
+    def uneven(self, found: Division, atom: int) -> float:
+        """Work of the busiest rank over the average: whole heads of a Ulysses rank, at real rates also the rows of an atom in a ring."""
+        if not self.prices.real or found.degrees.ring == 1:
+            return found.uneven
+        ranks, length = self.degrees.ranks, self.sizes.hint(self.inference.table.length(atom))
+        return found.uneven * -(-length // ranks) * ranks / length
 
-    def exposed(self, node: Node, relation: Relation) -> float:
+    def exposed(self, node: Node, relation: Relation, found: Division) -> float:
         """Share of a rotating block's price that counts: it travels while the one before it is attended, unless the link is slower than that."""
-        u, r = self.degrees.ulysses, self.degrees.ring
+        u, r = found.degrees.ulysses, found.degrees.ring
         spec = relation.attention
         travels = sum(nbytes(relation.operands[i].meta["val"], self.sizes) for i in (spec.k, spec.v)) / u * self.prices.byte
         if not self.prices.real or r == 1 or not travels:

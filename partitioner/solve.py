@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import Machine, Prices, is_contraction, nbytes, node_work, prices
+from seqpar.partitioner.division import division, mesh_bytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
 from seqpar.partitioner.op import outputs_of, shape_of
@@ -62,7 +63,10 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
-    best = _gathering(inference, degrees, price, best, exchanged - crossing.keys(), local) if price.real else best
+    alone = {n for n in exchanged - crossing.keys() if price.real or _rows_are_even(n, attentions[n], inference, degrees)}
+    before, best = best.exchanged, _gathering(inference, degrees, price, best, alone, local)
+    heads = {n: inference.table.example_length(attentions[n].operand_axes[attentions[n].attention.q][1]) for n in before - best.exchanged}
+    reasons |= {n: f"cheaper than exchanging its {h} heads, which {degrees.ulysses} ranks do not divide" for n, h in heads.items() if h % degrees.ulysses}
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
         trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
@@ -78,7 +82,8 @@ def _gathering(inference: Inference, degrees: Degrees, price: Prices, best: Labe
     groups = classes({n: r for n, r in inference.relations.items() if n in candidates}, inference)
     for members in sorted(groups, key=lambda g: -sum(node_work(n, sizes) for n in g))[:MAX_TRIALS]:
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local).solve()
-        if trial.cost < best.cost + calls(degrees) * price.call * len(members):
+        mesh = division(inference, degrees, price, next(iter(members))).degrees
+        if trial.cost < best.cost + calls(mesh) * price.call * len(members):
             best = trial
     return best
 
@@ -87,6 +92,12 @@ def is_cross(relation: Relation, inference: Inference) -> bool:
     """Queries and keys have no positions in common."""
     queries, keys = (inference.table.roots(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
     return not queries & keys
+
+
+def _rows_are_even(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> bool:
+    """Its heads are not evenly divided, and its rows would be: keeping the rows and gathering keys is an alternative whatever the rates."""
+    heads = inference.table.example_length(relation.operand_axes[relation.attention.q][1])
+    return heads % degrees.ulysses > 0 and not relation.attention.is_causal
 
 
 def calls(degrees: Degrees) -> int:
@@ -102,8 +113,11 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
     for node, relation in attentions.items():
         spec = relation.attention
         out = nbytes(outputs_of(node)[0], sizes)
+        heads = inference.table.example_length(relation.operand_axes[spec.q][1])
         k, v = (nbytes(relation.operands[i].meta["val"], sizes) for i in (spec.k, spec.v))
         over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
+        if heads % u and cannot_exchange(node, relation, inference, degrees) is None:
+            over_mesh = mesh_bytes(inference, node, division(inference, degrees, Prices(0.0, 0.0, 0.0), node))
         # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
         moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
     moved += sum(_mixed_bytes(n, rel, inference) for n, rel in inference.relations.items()) * (1 - 1 / degrees.ranks)
@@ -128,9 +142,9 @@ def cannot_exchange(node: Node, relation: Relation, inference: Inference, degree
     table = inference.table
     if not spec.plain:
         return "queries, keys and values do not all have four dims and one batch size"
-    heads = table.example_length(relation.operand_axes[spec.q][1])
-    if heads < degrees.ulysses:
-        return f"{heads} heads cannot be divided over ulysses={degrees.ulysses}"
+    heads, key_heads, value_heads = (table.example_length(relation.operand_axes[i][1]) for i in (spec.q, spec.k, spec.v))
+    if key_heads != value_heads or heads % key_heads:
+        return f"its {heads} query, {key_heads} key and {value_heads} value heads are no groups"
     queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
     if not queries or not keys:
         return "it has one query or one key"

@@ -5,7 +5,8 @@ After:  %q_h, %k_h, %v_h = seq_to_heads([%q, %k, %v], …, group="ulysses")     
         %o_h = ring_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")
         %o = heads_to_seq(%o_h, …, group="ulysses")                                           [B, H, S/N, D]
 
-A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`).
+A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`). Heads that ranks share
+by query rows: `attend_shares.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
-from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
-from seqpar.partitioner.head_shares import plan_of_shares, share_heads, sharing
+from seqpar.partitioner.division import division
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Length, part, product, total
@@ -54,7 +54,9 @@ class Exchange:
     def __init__(self, emitter: Emitter, node: Node, relation: Relation) -> None:
         self.emitter, self.node, self.relation = emitter, node, relation
         self.spec = relation.attention
-        degrees = emitter.view.solution.degrees
+        solution = emitter.view.solution
+        self.division = division(emitter.view.inference, solution.degrees, solution.prices, node)
+        self.heads, degrees = self.division.heads, self.division.degrees
         self.ulysses, self.ring = degrees.ulysses, degrees.ring
         self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)
         result = len(relation.out_axes[0]) - 2
@@ -63,11 +65,6 @@ class Exchange:
         self.rows = self._atoms(self.row_order, QUERY)
         self.columns = self._atoms(self.column_order, KEYS)
         self.results = self._atoms(self.row_order, result)
-        q_heads, kv_heads = (emitter.view.inference.table.example_length(relation.operand_axes[i][1]) for i in (self.spec.q, self.spec.k))
-        solution = emitter.view.solution
-        shared = sharing(emitter.view.inference, degrees, solution.prices, node).shared
-        self.shares = share_heads(q_heads, self.ulysses) if shared else None
-        self.heads: HeadPlan = plan_of_shares(self.shares) if self.shares else divide_heads(q_heads, kv_heads, self.ulysses)
 
     def _order(self, operand: int, roles: tuple[int, ...]) -> Order:
         """The factors of an operand's sequence, and which of them is cut (the first if none is)."""
@@ -148,10 +145,10 @@ class Exchange:
         return self._reordered(out, self.node, dim, self.row_order, self.results, back=True)
 
     def _exchanged(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        if self.division.shared:
+            return emit_shares(self, (q, k, v), mask)
         if self.ulysses > 1:
             q, k, v = self._to_heads(q, k, v)
-            if self.shares:
-                return emit_shares(self, self.shares, (q, k, v), mask)
             mask = self._mask_heads(mask)
         out = self._attend(q, k, v, mask)
         if self.ulysses > 1:

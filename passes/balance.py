@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from seqpar.partitioner.attention_heads import divide_heads
+from seqpar.partitioner.division import division, one_sequence
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.lengths import part, product, total
@@ -25,15 +25,17 @@ EXCHANGES = 2
 def in_zigzag(inference: Inference, solution: Solution, node: Node) -> bool:
     """Whether this attention over the mesh works in zigzag order; the same answer on every rank."""
     relation = inference.relations[node]
-    spec, degrees = relation.attention, solution.degrees
-    if degrees.ring == 1 or node not in solution.labels.exchanged or not spec.is_causal or spec.mask is not None:
+    spec = relation.attention
+    if node not in solution.labels.exchanged or not spec.is_causal or spec.mask is not None:
+        return False
+    found = division(inference, solution.degrees, solution.prices, node)
+    if found.degrees.ring == 1:
         return False
     if not _one_sequence(inference, solution, node, relation):
         return False
     parts = ring_parts(inference, solution, relation)
     shapes = [[inference.table.sizes.hint(inference.table.axis_length(axis)) for axis in relation.operand_axes[i]] for i in (spec.q, spec.k, spec.v)]
-    heads = divide_heads(shapes[0][1], shapes[1][1], degrees.ulysses)
-    q_heads, kv_heads = (max(stop - start for start, stop in ranges) for ranges in (heads.queries, heads.keys))
+    q_heads, kv_heads = (max(stop - start for start, stop in ranges) for ranges in (found.heads.queries, found.heads.keys))
     batch, dim, value_dim = shapes[0][0], shapes[0][3], shapes[2][3]
     saved = 2 * batch * q_heads * (dim + value_dim) * (max(plain_pairs(parts)) - max(visible_pairs(parts)))
     there, back = (max(arriving(parts, back=b)) for b in (False, True))
@@ -57,9 +59,7 @@ def plain_pairs(parts: Sequence[int]) -> list[int]:
 
 def _one_sequence(inference: Inference, solution: Solution, node: Node, relation: Relation) -> bool:
     """Queries and keys are the same positions, cut alike, in one contiguous part per rank."""
-    table, spec = inference.table, relation.attention
-    queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
-    if queries != keys or len(queries[0]) != 1:
+    if not one_sequence(inference, relation):
         return False
-    atom = queries[0][0]
+    atom = inference.table.expand_axis(relation.operand_axes[relation.attention.q][-2])[0][0]
     return all((node, role, atom) in solution.labels.sharded for role in (QUERY, KEYS))

@@ -1,7 +1,7 @@
 """Count what an emitted program does: run it on meta tensors with groups that only count.
 
 FLOPs are those of contractions (linear, matmul, convolution, attention), a multiply-add counted as two. Of causal attention the visible
-pairs are counted; around a ring, the kernels that really run, with what they cannot skip. Bytes are those a rank
+pairs are counted; around a ring, and of some rows, the kernels that really run, with what they cannot skip. Bytes are those a rank
 receives from other ranks, wire padding included.
 """
 
@@ -18,12 +18,13 @@ from seqpar.compat import HigherOrderOperator, TorchDispatchMode, pytree
 from seqpar.partitioner.cost import attention_pairs, is_causal, is_contraction, matmul_flops
 from seqpar.passes.meta_results import MetaResults
 from seqpar.runtime.counting import CountingGroup, Traffic
+from seqpar.runtime.head_shares import causal_rows
 from seqpar.runtime.opaque import run_opaque
 from seqpar.runtime.ring import ring_attention, split_kv_attention
 from seqpar.runtime.zigzag import zigzag_attention
 
 aten = torch.ops.aten
-AROUND_THE_RING = (ring_attention, split_kv_attention, zigzag_attention)
+SEVERAL_KERNELS = (ring_attention, split_kv_attention, zigzag_attention, causal_rows)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class CountInterpreter(fx.Interpreter):
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
-        elif target in AROUND_THE_RING:
+        elif target in SEVERAL_KERNELS:
             with KernelCounter() as counter:
                 result = super().call_function(target, args, kwargs)
             self.counts.flops[self.current.name] = counter.flops

@@ -24,6 +24,7 @@ from seqpar.passes.localise import source_line
 from seqpar.passes.memory import peak_bytes, weight_bytes
 from seqpar.passes.text import short
 from seqpar.runtime.counting import CountingGroup
+from seqpar.runtime.head_shares import causal_rows
 from seqpar.runtime.layout import first_rank, gather, gather_many, shard
 from seqpar.runtime.ring import ring_attention, split_kv_attention
 from seqpar.runtime.zigzag import zigzag_attention
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from seqpar.passes.pipeline import Partitioned
 
 aten = torch.ops.aten
-ATTENTION = (aten.scaled_dot_product_attention.default, ring_attention, split_kv_attention, zigzag_attention)
+ATTENTION = (aten.scaled_dot_product_attention.default, ring_attention, split_kv_attention, zigzag_attention, causal_rows)
 WHOLE = (gather, gather_many, first_rank)
 MAX_PERIOD = 6  # of blocks of different kinds that repeat together
 

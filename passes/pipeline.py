@@ -14,15 +14,13 @@ import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
-from seqpar.errors import MeshError
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.head_shares import sharing
+from seqpar.partitioner.division import division
 from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
-from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.apart import operands_apart
 from seqpar.passes.balance import in_zigzag
@@ -118,7 +116,7 @@ class Partitioned:
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
-                shared = sharing(self.inference, degrees, self.solution.prices, node).shared
+                shared = division(self.inference, degrees, self.solution.prices, node).shared
                 digest.update(f"{in_zigzag(self.inference, self.solution, node)} {shared}".encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
@@ -201,7 +199,6 @@ def partition(
     """Decide and prepare the programs of `ulysses * ring` ranks. comm_dtype: what attention's exchanges are rounded to (`runtime/travel.py`).
 
     Raises:
-        MeshError: `ulysses` exceeds the heads of every attention.
         PlanError: what is declared contradicts the graph.
         UnsupportedError: nothing travels as `comm_dtype`.
         TraceError: a size depends on activations.
@@ -220,7 +217,6 @@ def partition(
     notes = check_plan(as_traced, traced.gm, inference) if pinned else ()
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
-    _check_heads(inference, degrees)
     with stage("solve", "choosing layouts for ulysses %d x ring %d", ulysses, ring):
         solution = solve(inference, degrees, machine, local_keys=options.local_keys, phases=options.phases)
         if options.grids and inference.fused and degrees.ranks > 1:
@@ -265,16 +261,3 @@ def _along_batch(
     other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), batch=True)
     trial = solve(other, degrees, machine)
     return (other, trial) if trial.labels.sharded else (inference, solution)
-
-
-def _check_heads(inference: Inference, degrees: Degrees) -> None:
-    table = inference.table
-    heads = [
-        table.example_length(r.operand_axes[r.attention.q][1])
-        for n, r in inference.relations.items()
-        if r.attention is not None and len(outputs_of(n)[0].shape) == 4
-    ]
-    if heads and max(heads) < degrees.ulysses:
-        raise MeshError(
-            f"ulysses={degrees.ulysses} exceeds the model's {max(heads)} attention heads. Use ring for the rest, for example ulysses={max(heads)} with a larger ring"
-        )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from seqpar.partitioner.alternatives import mesh_name
 from seqpar.partitioner.cost import is_contraction, node_work
-from seqpar.partitioner.head_shares import sharing
+from seqpar.partitioner.division import division
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
@@ -104,6 +105,7 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
         own,
         in_row,
         tuple(part(h, column, degrees.ulysses) for h in sorted(heads)),
+        rank if any(division(inference, degrees, solution.prices, n).shared for n in solution.labels.exchanged) else 0,
         column if any(h % degrees.ulysses for h in heads) else 0,
         edge,
         row if any(inference.relations[n].attention.is_causal for n in solution.labels.exchanged) else 0,
@@ -120,16 +122,16 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
     moved = f"{source.what}, {amount(source.received)}B" if source.values else source.what
     if node in solution.labels.exchanged:
         zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
-        strategy = "+".join(n for n, d in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if d > 1) + zigzag
+        found = division(inference, degrees, solution.prices, node)
+        strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "")
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
-        shares = sharing(inference, degrees, solution.prices, node)
-        strategy += " (shared heads)" if shares.shared else ""
-        why += f"; {shares.reason}" if shares.reason else ""
+        why += f"; {found.reason}" if found.reason else ""
     else:
         cut = any(view.produced(node))
         strategy = source.strategy if cut else "replicated"
         along_batch = node in solution.along_batch and "its batch is sharded: nothing moves"
-        why = along_batch or moved if cut else solution.reasons.get(node, "one rank")
+        gathered = "" if node in solution.local else solution.reasons.get(node, "")
+        why = along_batch or "; ".join(filter(None, (moved, gathered))) if cut else solution.reasons.get(node, "one rank")
     return AttentionPlan(node.name, strategy, why, queries, keys, heads, one_line(node))
 
 

@@ -22,7 +22,14 @@ from seqpar.partitioner.cost import Machine
 from seqpar.passes.count import Counts
 from seqpar.passes.estimate import node_seconds, transfer_seconds
 from seqpar.passes.share import with_graph
-from seqpar.runtime.head_shares import finish_pieces_to_seq, pieces_to_seq, start_pieces_to_seq
+from seqpar.runtime.head_shares import (
+    finish_pieces_to_seq,
+    finish_seq_to_pieces,
+    pieces_to_seq,
+    seq_to_pieces,
+    start_pieces_to_seq,
+    start_seq_to_pieces,
+)
 from seqpar.runtime.layout import (
     finish_first_rank,
     finish_gather,
@@ -48,6 +55,7 @@ HALVES: Mapping[Any, tuple[Any, Any]] = {
     seq_to_heads: (start_seq_to_heads, finish_seq_to_heads),
     heads_to_seq: (start_heads_to_seq, finish_heads_to_seq),
     pieces_to_seq: (start_pieces_to_seq, finish_pieces_to_seq),
+    seq_to_pieces: (start_seq_to_pieces, finish_seq_to_pieces),
     gather: (start_gather, finish_gather),
     gather_many: (start_gather_many, finish_gather_many),
     first_rank: (start_first_rank, finish_first_rank),

@@ -1,68 +1,213 @@
-"""The exchange back when ranks share heads by query rows (see `ulysses.heads_to_seq` for whole heads).
+"""The exchanges of attention whose heads are shared by query rows (see `ulysses` for whole heads), and causal attention of some rows.
 
 Shapes: B batch, H all heads, h the heads and s the rows of one piece, S global and S_r local sequence, D head dim.
+Each exchange is a `start_*` and a `finish_*` of the same arguments, and rounds to `comm_dtype`, as those of `ulysses` do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from seqpar.runtime.attention import attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
-from seqpar.runtime.layout import Range, Segments, global_ranges, take, total
+from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, is_sharded, local_ranges, sharded_only, take, total
+from seqpar.runtime.ring import refuse_gradients
+from seqpar.runtime.travel import SCALE_BYTES, Form
 from seqpar.runtime.wire import Block, pack, unpack
 
 Piece = tuple[int, int, int, int]
 """Start and stop of heads, start and stop of global rows."""
+Table = Sequence[Sequence[Piece]]
+"""The pieces of every rank."""
 
 
-def pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Sequence[Sequence[Piece]], *, group: Group) -> Tensor:
+def seq_to_pieces(
+    tensors: Sequence[Tensor], segments: Sequence[Segments], tables: Sequence[Table], *, group: Group, comm_dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Each local [B, H, S_r, D] -> this rank's pieces of it, each [B, h, s, D] in global order; the pieces of all tensors in a row.
+
+    tables: per tensor, the pieces of every rank; they may overlap and leave out what nobody needs. Int segments are only sliced, tuple segments
+    exchanged, all tensors in one all-to-all (none when no segment is sharded). One dtype; H, S and D may differ.
+    """
+    wire = start_seq_to_pieces(tensors, segments, tables, group=group, comm_dtype=comm_dtype)
+    return finish_seq_to_pieces(wire, tensors, segments, tables, group=group, comm_dtype=comm_dtype)
+
+
+def start_seq_to_pieces(
+    tensors: Sequence[Tensor], segments: Sequence[Segments], tables: Sequence[Table], *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
+    """The 1-D buffer of all positions that come from other ranks, on its way; `finish_seq_to_pieces` reads it. Empty if nothing is exchanged."""
+    size, rank = size_of(group), rank_of(group)
+    sent = _sent(segments, size)
+    if not sent:
+        return tensors[0].new_empty(0)
+    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
+    form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
+    encoded, header = form.encode([tensors[i].transpose(1, 2) for i in sent])
+    blocks: list[Block] = []
+    in_sizes, out_sizes = [0] * size, [0] * size
+    for peer in (r for r in range(size) if r != rank):
+        blocks += [(header, 0)] if header else []
+        in_sizes[peer] = out_sizes[peer] = form.header
+        for i, x in zip(sent, encoded, strict=True):
+            row = x.shape[0] * x.shape[3]  # elements per position and head
+            for piece in tables[i][peer]:
+                found = _exchanged(segments[i], rank, piece)
+                blocks.append(([_heads(p, piece) for p in take(x, 1, found)], 1))
+                in_sizes[peer] = in_sizes[peer] + row * total(found) * (piece[1] - piece[0])
+            for piece in tables[i][rank]:
+                out_sizes[peer] = out_sizes[peer] + row * total(_exchanged(segments[i], peer, piece)) * (piece[1] - piece[0])
+    return start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)
+
+
+def finish_seq_to_pieces(
+    wire: Tensor, tensors: Sequence[Tensor], segments: Sequence[Segments], tables: Sequence[Table], *, group: Group, comm_dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Wait for what `start_seq_to_pieces` of the same arguments began: the result of `seq_to_pieces`."""
+    size, rank = size_of(group), rank_of(group)
+    sent = _sent(segments, size)
+    wanted = [(i, piece) for i in range(len(tensors)) for piece in tables[i][rank]]
+    arrived: dict[tuple[int, int], Iterator[Tensor]] = {}  # number of the piece, peer -> its part of every exchanged segment
+    if sent:
+        form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
+        exchanged = [(n, i, piece) for n, (i, piece) in enumerate(wanted) if i in sent]
+        lengths = {(n, peer): [m for _, m in _exchanged(segments[i], peer, piece)] for n, i, piece in exchanged for peer in range(size)}
+        shapes = [
+            shape
+            for peer in range(size)
+            if peer != rank
+            for shape in [
+                *([[form.header]] if form.header else []),
+                *([tensors[i].shape[0], sum(lengths[n, peer]), piece[1] - piece[0], tensors[i].shape[3]] for n, i, piece in exchanged),
+            ]
+        ]
+        received = iter(unpack(wait(wire), shapes))
+        for peer in (r for r in range(size) if r != rank):
+            header = next(received) if form.header else None
+            for n, i, _ in exchanged:
+                scale = None if header is None else header.narrow(0, SCALE_BYTES * sent.index(i), SCALE_BYTES)
+                (part,) = form.decode([next(received)], scale)
+                arrived[n, peer] = iter(part.split(lengths[n, peer], 1))
+    return [_assembled(tensors[i].transpose(1, 2), segments[i], piece, rank, {p: arrived[m, p] for m, p in arrived if m == n}) for n, (i, piece) in enumerate(wanted)]
+
+
+def pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
     """This rank's pieces [B, h, s, D] -> [B, H, S_r, D]: its part of the sequence for all heads. One all-to-all.
 
     table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces of one head's
     rows have that head alone. Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
     """
-    return finish_pieces_to_seq(start_pieces_to_seq(pieces, segments, table, group=group), pieces, segments, table, group=group)
+    wire = start_pieces_to_seq(pieces, segments, table, group=group, comm_dtype=comm_dtype)
+    return finish_pieces_to_seq(wire, pieces, segments, table, group=group, comm_dtype=comm_dtype)
 
 
-def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Sequence[Sequence[Piece]], *, group: Group) -> Tensor:
+def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
     """The 1-D buffer of the other ranks' pieces, on its way; `finish_pieces_to_seq` reads it."""
     size, rank = size_of(group), rank_of(group)
-    xs = [x.transpose(1, 2) for x in pieces]
-    row = xs[0].shape[0] * xs[0].shape[3]  # elements per position and head
+    dtype, row = pieces[0].dtype, pieces[0].shape[0] * pieces[0].shape[3]  # elements per position and head
+    encoded, header = Form.of(dtype, len(pieces), comm_dtype).encode([x.transpose(1, 2) for x in pieces])
     mine = global_ranges(segments, rank)
     blocks: list[Block] = []
     in_sizes, out_sizes = [0] * size, [0] * size
     for peer in (r for r in range(size) if r != rank):
         rows = global_ranges(segments, peer)
-        for x, piece in zip(xs, table[rank], strict=True):
+        blocks += [(header, 0)] if header else []
+        in_sizes[peer], out_sizes[peer] = (Form.of(dtype, len(table[r]), comm_dtype).header for r in (rank, peer))
+        for x, piece in zip(encoded, table[rank], strict=True):
             sent = _common(rows, piece)
             blocks.append((take(x, 1, [(start - piece[2], n) for start, n in sent]), 1))
             in_sizes[peer] = in_sizes[peer] + row * total(sent) * (piece[1] - piece[0])
         for piece in table[peer]:
             out_sizes[peer] = out_sizes[peer] + row * total(_common(mine, piece)) * (piece[1] - piece[0])
-    return start_all_to_all(pack(blocks, xs[0]), out_sizes, in_sizes, group)
+    return start_all_to_all(pack(blocks, encoded[0], dtype=Form.of(dtype, 1, comm_dtype).wire), out_sizes, in_sizes, group)
 
 
-def finish_pieces_to_seq(wire: Tensor, pieces: Sequence[Tensor], segments: Segments, table: Sequence[Sequence[Piece]], *, group: Group) -> Tensor:
+def finish_pieces_to_seq(
+    wire: Tensor, pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
     """Wait for what `start_pieces_to_seq` of the same arguments began: the result of `pieces_to_seq`."""
     size, rank = size_of(group), rank_of(group)
-    xs = [x.transpose(1, 2) for x in pieces]
-    batch, dim = xs[0].shape[0], xs[0].shape[3]
+    forms = [Form.of(pieces[0].dtype, len(owned), comm_dtype) for owned in table]
+    batch, dim = pieces[0].shape[0], pieces[0].shape[3]
     mine = global_ranges(segments, rank)
-    shapes = [[batch, total(_common(mine, p)), p[1] - p[0], dim] for peer in range(size) if peer != rank for p in table[peer]]
+    one = Form.of(pieces[0].dtype, 1, comm_dtype)
+    xs = [(x if all(map(is_sharded, segments)) else one.rounded(x)).transpose(1, 2) for x in pieces]  # whole: others see it rounded
+    shapes = [
+        shape
+        for peer in range(size)
+        if peer != rank
+        for shape in [*([[forms[peer].header]] if one.header else []), *([batch, total(_common(mine, p)), p[1] - p[0], dim] for p in table[peer])]
+    ]
     received = iter(unpack(wait(wire), shapes))
     parts: dict[tuple[int, int], list[list[Tensor]]] = {}  # heads -> per owner, in the order of rows: one part per range of this rank
     for peer in range(size):
+        header = next(received) if one.header and peer != rank else None
+        arrived = iter(() if peer == rank else forms[peer].decode([next(received) for _ in table[peer]], header))
         for i, piece in enumerate(table[peer]):
             common = _common(mine, piece)
             if peer == rank:
                 found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
             else:
-                found = list(next(received).split([n for _, n in common], 1))
+                found = list(next(arrived).split([n for _, n in common], 1))
             parts.setdefault((piece[0], piece[1]), []).append(found)
     columns = [_cat([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
-    return _cat(columns, 2).transpose(1, 2)
+    return _cat(columns, 2).transpose(1, 2).to(one.dtype)
+
+
+def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    """Causal attention of the query rows first, first + 1, … q [B, h, s, D] to all keys k, v [B, Hk, S, D]: key position <= row; like q.
+
+    No mask: all rows see the keys before `first`, then comes a square with a triangle. Rows behind the last key see all keys.
+    """
+    rows, keys = q.shape[2], k.shape[2]
+    before = torch.sym_min(first, keys)
+    square = torch.sym_min(rows, keys - before)
+
+    def seen(start: int, count: int, at: int, length: int, is_causal: bool = False) -> tuple[Tensor, Tensor]:
+        return attend(q.narrow(2, start, count), k.narrow(2, at, length), v.narrow(2, at, length), None, scale, enable_gqa, is_causal=is_causal)
+
+    results = []
+    if square > 0:
+        partial = seen(0, square, before, square, is_causal=True)
+        results.append(merge(*seen(0, square, 0, before), *partial) if before > 0 else partial)
+    if rows > square:
+        results.append(seen(square, rows - square, 0, keys))
+    return refuse_gradients(_cat([out.to(q.dtype) for out, _ in results], 2) if results else q.new_zeros((*q.shape[:3], v.shape[3])))
+
+
+def _sent(segments: Sequence[Segments], size: int) -> list[int]:
+    """Which tensors are exchanged."""
+    return [i for i, s in enumerate(segments) if any_sharded(s)] if size > 1 else []
+
+
+def _heads(x: Tensor, piece: Piece) -> Tensor:
+    """A piece's heads of [B, S, H, D]."""
+    return x.narrow(2, piece[0], piece[1] - piece[0])
+
+
+def _held(segments: Segments, rank: int, piece: Piece) -> list[Range]:
+    """Of each segment, what a rank holds of the piece's rows, as a range of its local dim; nothing is a range of length 0 inside the segment."""
+    found = []
+    for (start, length), (local, _) in zip(global_ranges(segments, rank), local_ranges(segments, rank), strict=True):
+        low, high = (torch.sym_min(torch.sym_max(row, start), start + length) for row in piece[2:])
+        found.append((local + low - start, high - low))
+    return found
+
+
+def _exchanged(segments: Segments, rank: int, piece: Piece) -> list[Range]:
+    return sharded_only(segments, _held(segments, rank, piece))
+
+
+def _assembled(x: Tensor, segments: Segments, piece: Piece, rank: int, arrived: dict[int, Iterator[Tensor]]) -> Tensor:
+    """One piece [B, h, s, D] from the local x [B, S_r, H, D] and, per peer, its parts of the exchanged segments."""
+    columns = []
+    for segment, found in zip(segments, take(_heads(x, piece), 1, _held(segments, rank, piece)), strict=True):
+        if isinstance(segment, tuple | list):
+            columns += [found if r == rank else next(arrived[r]) for r in range(len(segment))] if arrived else [found]
+        else:
+            columns.append(found)
+    return _cat(columns, 1).transpose(1, 2).to(x.dtype)
 
 
 def _common(ranges: Sequence[Range], piece: Piece) -> list[Range]:

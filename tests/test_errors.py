@@ -89,9 +89,8 @@ def test_degrees_below_one(entry, degrees):
 
 
 @pytest.mark.parametrize("entry", [seqpar.plan, seqpar.verify])
-def test_more_ulysses_than_heads_suggests_ring(entry):
-    with pytest.raises(MeshError, match=r"ulysses=8 exceeds the model's 4 attention heads.*ring"):
-        entry(Attention(heads=4).eval(), (x_of(32),), ulysses=8)
+def test_more_ulysses_than_heads_is_no_error(entry):
+    entry(Attention(heads=4).eval(), (x_of(32),), ulysses=8)
 
 
 @pytest.mark.parametrize("name", ["flux", "bagel", "wan"])
@@ -99,8 +98,7 @@ def test_more_ulysses_than_heads_in_real_models(name):
     family = registry.get(name)
     config = family.tiny_config(3, 1)
     inputs = family.grid_inputs(config, rows=4, columns=4, text_len=8, device="meta")
-    with pytest.raises(MeshError, match="3 attention heads.*ring"):
-        seqpar.plan(family.build(config, device="meta"), inputs, ulysses=4)
+    assert seqpar.plan(family.build(config, device="meta"), inputs, ulysses=4).sharded_flop_fraction > 0
 
 
 def test_nothing_to_shard_is_a_plan():
@@ -199,9 +197,7 @@ def more_ulysses_than_heads():
 
 
 def test_more_ulysses_than_heads_on_every_rank(ranks):
-    for outcome in ranks.outcomes(more_ulysses_than_heads):
-        with pytest.raises(MeshError, match="2 attention heads.*ring"):
-            raise outcome
+    assert not [x for x in ranks.outcomes(more_ulysses_than_heads) if isinstance(x, Exception)]
 
 
 def without_attention():

@@ -32,15 +32,15 @@ def test_a_fast_wire_is_used(case):
     found = seqpar.suggest(*case, 4, hardware=FAST_WIRE)
     assert [(r.ulysses, r.ring) for r in found.rows] == list(splits(4))
     assert found.best.ranks == 4 and found.best.seconds == pytest.approx(min(r.seconds for r in found.rows if not r.refused), rel=0.02)
-    alone, refused = found.rows[0], next(r for r in found.rows if r.refused)
-    assert (refused.ulysses, refused.ring) == (4, 1) and refused.refused == "ulysses=4 exceeds the model's 2 attention heads" and refused.seconds is None
+    alone = found.rows[0]
+    assert not [r for r in found.rows if r.refused]  # more ranks than heads share them
     assert 3 < alone.seconds / found.best.seconds < 4 and alone.received == alone.calls == 0 and found.best.memory < alone.memory
     plan = seqpar.plan(*case, ulysses=found.best.ulysses, ring=found.best.ring)
     assert found.best.received == sum(plan.comm_bytes_per_rank.values()) and found.best.memory == plan.details.memory.total
     rounded = seqpar.suggest(*case, 4, hardware=FAST_WIRE, comm_dtype=torch.bfloat16)
     assert any(few.received < row.received for few, row in zip(rounded.rows, found.rows, strict=True) if not row.refused), (rounded, found)
     text = str(found)
-    assert text.startswith("4 ranks, fast wire") and "stay on one device" in text and "refused: ulysses=4" in text
+    assert text.startswith("4 ranks, fast wire") and "stay on one device" in text
     assert text.endswith(f"recommended: {found.best.name}") and text.count("recommended") == 2
     again = json.loads(json.dumps(found.to_dict()))
     assert again["best"]["ring"] == found.best.ring and len(again["rows"]) == len(found.rows)

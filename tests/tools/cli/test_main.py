@@ -116,7 +116,6 @@ def test_models(capsys):
 def test_errors_are_one_line(capsys, tmp_path):
     for arguments, message in (
         (["explain", "tiny:nonsense"], "no model family 'nonsense'"),
-        (["explain", *SMALL, "--ulysses", "64"], "attention heads"),
         (["graph", *SMALL, "--output", "plan.pdf"], "ends in .html, .svg, .dot"),
         (["derive-plan", *SMALL], "one rank has nothing to split"),
         (["derive-plan", *SMALL, "--ulysses", "2", "--style", "cp_plan"], "a cp_plan is for models of diffusers"),

@@ -1,0 +1,97 @@
+"""How one attention over the mesh is divided: whole heads over the mesh that was asked for, or heads shared by query rows over all its ranks.
+
+Whole heads leave the busiest rank with more than its share where `ulysses` does not divide them, and where a causal ring is not in zigzag order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch.fx import Node
+
+from seqpar.partitioner.attention_heads import HeadPlan, busiest_heads, divide_heads
+from seqpar.partitioner.candidates import heaviest_factor
+from seqpar.partitioner.cost import Prices, node_work
+from seqpar.partitioner.exchange_bytes import ExchangeBytes
+from seqpar.partitioner.head_shares import Pieces, plan_of_shares, share_causal_heads, share_heads, whole_heads
+from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.relation import Relation
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The mesh as the solver sees it."""
+
+    ulysses: int
+    ring: int
+
+    @property
+    def ranks(self) -> int:
+        return self.ulysses * self.ring
+
+
+@dataclass(frozen=True)
+class Division:
+    """degrees: the mesh of this attention; pieces: what each rank of an exchange attends; heads: what it receives for that.
+
+    readers: query heads per K/V head; uneven: about how much more work than the average the busiest rank has; shared: heads are shared by rows;
+    reason: why heads that could be shared stay whole. Invariants: shared heads have no ring, and are even.
+    """
+
+    degrees: Degrees
+    pieces: Pieces
+    heads: HeadPlan
+    readers: int
+    uneven: float = 1.0
+    shared: bool = False
+    reason: str = ""
+
+    @property
+    def axis(self) -> str:
+        """The axis over which heads are exchanged."""
+        return "sp" if self.shared else "ulysses"
+
+
+def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:
+    """For an attention over the mesh; the same answer on every rank.
+
+    Fewer heads than `ulysses` are shared. Others are where whole ones leave the work uneven (`ulysses` does not divide them, or a ring is causal and has no
+    zigzag order) and evening it out saves more than what the busiest rank receives in addition costs. Shared heads are exchanged over all ranks, instead of a ring.
+    """
+    relation, sizes = inference.relations[node], inference.table.sizes
+    spec = relation.attention
+    lengths = [[sizes.hint(inference.table.axis_length(axis)) for axis in relation.operand_axes[i]] for i in (spec.q, spec.k)]
+    (_, heads, rows, _), (_, key_heads, columns, _) = lengths
+    whole = None
+    if heads >= degrees.ulysses:
+        plan = divide_heads(heads, key_heads, degrees.ulysses)
+        uneven = busiest_heads(heads, degrees.ulysses) * degrees.ulysses / heads
+        if spec.is_causal and not one_sequence(inference, relation):
+            uneven *= 2 - 1 / degrees.ring  # the last row of a ring sees all keys, the first its own
+        whole = Division(degrees, whole_heads(plan), plan, heads // key_heads, uneven)
+        if uneven == 1:
+            return whole
+    every = replace(degrees, ulysses=degrees.ranks, ring=1)
+    pieces = share_causal_heads(heads, degrees.ranks, rows, columns) if spec.is_causal else share_heads(heads, degrees.ranks)
+    shared = Division(every, pieces, plan_of_shares(pieces, heads // key_heads), heads // key_heads, shared=True)
+    if whole is None:
+        return shared
+    saved = node_work(node, sizes) / degrees.ranks * (whole.uneven - 1)
+    further = mesh_bytes(inference, node, shared) - mesh_bytes(inference, node, whole)
+    if saved <= max(0.0, further) * prices.byte + prices.call:
+        return replace(whole, reason="sharing heads would cost more than it saves")
+    return shared
+
+
+def one_sequence(inference: Inference, relation: Relation) -> bool:
+    """Queries and keys are the same positions, in one contiguous part per rank if they are cut."""
+    queries, keys = (inference.table.expand_axis(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
+    return queries == keys and len(queries[0]) == 1
+
+
+def mesh_bytes(inference: Inference, node: Node, found: Division) -> float:
+    """What the busiest rank receives for one attention whose sequences are all in parts."""
+    relation = inference.relations[node]
+    spec = relation.attention
+    atoms = {i: heaviest_factor(inference, relation.operand_axes[i][-2]) for i in (spec.q, spec.k, spec.v)}
+    return sum(ExchangeBytes(inference, node, found).total([(i, atoms[i]) for i in (spec.q, spec.k, spec.v)], set(atoms[spec.q])))

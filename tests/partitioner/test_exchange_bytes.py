@@ -1,0 +1,67 @@
+"""What an attention over the mesh receives, by formula: equal to what the emitted programs are counted to receive, on every rank."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from seqpar.partitioner.alternatives import attention_bytes
+from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.exchange_bytes import around, back, to_heads
+from seqpar.passes.pipeline import partition
+from seqpar.passes.trace import trace
+
+FREE = Machine(comm_share=0.0, call_share=0.0)  # communication costs nothing: heads are shared wherever that evens out the work
+
+
+class Attention(nn.Module):
+    """[text | image] attends itself."""
+
+    def __init__(self, heads, kv_heads, is_causal):
+        super().__init__()
+        self.q, self.kv = nn.Linear(8, heads * 4), nn.Linear(8, kv_heads * 8)
+        self.options = {"enable_gqa": heads != kv_heads, "is_causal": is_causal}
+
+    def forward(self, text, image):
+        x = torch.cat([text, image], 1)
+        q = self.q(x).unflatten(-1, (-1, 4)).transpose(1, 2)
+        k, v = (t.unflatten(-1, (-1, 4)).transpose(1, 2) for t in self.kv(x).chunk(2, -1))
+        return F.scaled_dot_product_attention(q, k, v, **self.options).transpose(1, 2).flatten(2)
+
+
+@functools.cache
+def traced(text, heads, kv_heads, is_causal=False):
+    with torch.device("meta"):
+        return trace(Attention(heads, kv_heads, is_causal), (torch.randn(2, text, 8), torch.randn(2, 29, 8)), {}, dynamic=False)
+
+
+CASES = [(3, 4, 2, False), (11, 6, 6, False), (11, 5, 1, False), (3, 1, 1, False), (11, 3, 3, True), (3, 6, 3, True)]  # text, heads, K/V heads, causal
+
+
+@pytest.mark.parametrize("mesh", [(3, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("text", "heads", "kv_heads", "is_causal"), CASES)
+def test_of_the_busiest_rank(text, heads, kv_heads, is_causal, mesh):
+    found = partition(traced(text, heads, kv_heads, is_causal), ulysses=mesh[0], ring=mesh[1], machine=FREE)
+    (node,) = found.solution.labels.exchanged
+    received = []
+    for rank, counts in enumerate(found.counts):
+        names = {n.name for n in found.emitted(rank).graph.nodes if n.meta.get("seqpar_source") == node.name}
+        received.append(sum(sum(t.bytes.values()) for name, t in counts.received.items() if name in names))
+    assert attention_bytes(found.inference, found.solution, node, found.solution.degrees) == pytest.approx(max(received), rel=1e-12)
+
+
+def test_by_hand():
+    """3 heads of 8 rows on 2 ranks: rank 0 attends head 0 and the first half of head 1. Every rank holds 4 rows, or 4 and 2 of 6 from position 2 on."""
+    table = (((0, 1, 0, 8), (1, 2, 0, 4)), ((1, 2, 4, 8), (2, 3, 0, 8)))
+    assert to_heads(table, (0, 4, 8)) == (4, 4)  # the other half of the whole head: of the shared one every rank has its rows
+    assert back(table, (0, 4, 8), whole=False) == (4, 4) and back(table, (0, 4, 8), whole=True) == (12, 12)
+    assert to_heads(table, (2, 6, 8)) == (2, 2 + 4) and back(table, (2, 6, 8), whole=False) == (12 - 4 - 2, 6 - 2 - 2)
+
+
+def test_by_hand_around_a_ring():
+    """2 x 2 ranks, 3 heads of 8 rows: every row of ranks has half of them, rank 0 of it two heads."""
+    table = (((0, 2, 0, 8),), ((2, 3, 0, 8),))
+    assert to_heads(table, (0, 2, 4, 6, 8)) == (4, 2, 4, 2) and back(table, (0, 2, 4, 6, 8), whole=False) == (2, 4, 2, 4)
+    assert around((2, 1), (0, 2, 4, 6, 8)) == (8, 4, 8, 4)
