@@ -47,7 +47,7 @@ class Plan:
 
     flops are contractions only, a multiply-add counted as two, of causal attention the visible pairs; bytes are received per call of the model, by the busiest rank, per
     kind of collective. All are counted by running the emitted programs on meta tensors. predicted_seconds: of one call on `machine`, by "compute",
-    kind of collective, "hidden" (of the ring, behind attention) and "total", see `estimate`; predicted_alone: of one process.
+    kind of collective (on the wire), "hidden" (behind work) and "total", see `timeline`; predicted_hidden: the hidden ones by kind; predicted_alone: of one process.
 
     inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
     kept: what a file of programs keeps of those answers.
@@ -69,6 +69,7 @@ class Plan:
     machine: str = ""
     comm_dtype: str = ""  # what exchanges of attention are rounded to; "" for nothing
     predicted_seconds: Mapping[str, float] = field(default_factory=dict)
+    predicted_hidden: Mapping[str, float] = field(default_factory=dict)
     predicted_alone: float = 0.0
     inspector: Inspector | None = field(default=None, compare=False, repr=False)
     kept: Kept | None = field(default=None, compare=False, repr=False)
@@ -104,6 +105,7 @@ class Plan:
             "comm_calls": dict(self.comm_calls),
             "seconds": dict(self.seconds),
             "predicted_seconds": dict(self.predicted_seconds),
+            "predicted_hidden": dict(self.predicted_hidden),
         }
 
     @property

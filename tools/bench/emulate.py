@@ -20,9 +20,9 @@ from torch import nn
 from seqpar.errors import SeqparError
 from seqpar.models.family import output_tensors
 from seqpar.partitioner.cost import Machine
-from seqpar.passes.estimate import predict
 from seqpar.passes.live_bytes import LiveBytes
 from seqpar.passes.pipeline import Partitioned, partition
+from seqpar.passes.timeline import timeline
 from seqpar.passes.trace import Traced, trace
 from seqpar.suggestion import splits
 from seqpar.tools.bench.contender import compiled, many_programs
@@ -159,13 +159,13 @@ def program(partitioned: Partitioned, rank: int, leaves: Sequence[torch.Tensor],
 
 
 def predicted(partitioned: Partitioned, rank: int, times: RankTimes, machine: Machine) -> dict[str, Any]:
-    """Where this rank stands, and the milliseconds that its collectives add to what was measured.
+    """Where this rank stands, and the milliseconds that its collectives add to what was measured, and that they take behind work.
 
     What overlaps is predicted with the measured rate of this rank, so that computing takes as long as it did.
     """
     counts, degrees = partitioned.counts[rank], partitioned.solution.degrees
     rate = counts.total_flops / (1e-3 * times.median) if counts.total_flops else machine.flops_per_s
-    seconds = predict(counts, dataclasses.replace(machine, flops_per_s=rate))
+    course = timeline(partitioned.program(rank).graph.nodes, counts, dataclasses.replace(machine, flops_per_s=rate))
     alike = sum(other is counts for other in partitioned.counts)
     return {
         "ulysses": degrees.ulysses,
@@ -174,5 +174,6 @@ def predicted(partitioned: Partitioned, rank: int, times: RankTimes, machine: Ma
         "alike": alike,
         "received": sum(counts.traffic.bytes.values()),
         "calls": sum(counts.traffic.calls.values()),
-        "collectives_ms": 1e3 * (seconds["total"] - seconds["compute"]),
+        "collectives_ms": 1e3 * sum(course.exposed.values()),
+        "hidden_ms": 1e3 * sum(course.hidden.values()),
     }
