@@ -101,9 +101,9 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
     solution, inference = partitioned.solution, partitioned.inference
     degrees, table = solution.degrees, inference.table
     row, column = divmod(rank, degrees.ulysses)
-    lengths = [table.sizes.hint(table.length(a)) for a in inference.sequences]
-    own = tuple(part(n, rank, degrees.ranks) for n in lengths)
-    in_row = tuple(sum(int(part(n, row * degrees.ulysses + u, degrees.ranks)) for u in range(degrees.ulysses)) for n in lengths)
+    view, hint = partitioned.view, table.sizes.hint
+    own = tuple(hint(view.atom_length(a, True, rank)) for a in inference.sequences)
+    in_row = tuple(sum(hint(view.atom_length(a, True, row * degrees.ulysses + u)) for u in range(degrees.ulysses)) for a in inference.sequences)
     heads = {
         table.example_length(r.operand_axes[i][1])
         for n, r in inference.relations.items()
