@@ -15,6 +15,7 @@ from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import find_machine
 from seqpar.passes.memory import Memory
 from seqpar.passes.pipeline import partition
+from seqpar.passes.report import exposed_seconds
 from seqpar.passes.text import amount, duration, table
 from seqpar.passes.trace import Traced, trace
 from seqpar.runtime.mesh import check_degrees
@@ -31,6 +32,8 @@ class Split:
         ulysses: ranks that exchange attention heads.
         ring: ranks keys and values travel around.
         seconds: predicted, of one call on the slowest rank.
+        exposed: those of them in which it waits for collectives.
+        hidden: seconds of collectives behind work.
         received: bytes per rank and call.
         calls: collectives per call.
         memory: bytes per rank.
@@ -48,6 +51,8 @@ class Split:
     sharded: float | None = None
     fits: bool = True
     refused: str = ""
+    exposed: float | None = None
+    hidden: float | None = None
 
     @property
     def ranks(self) -> int:
@@ -82,7 +87,7 @@ class Suggestion:
     def __str__(self) -> str:
         alone = next(row.seconds for row in self.rows if row.ranks == 1)
         rows = [_cells(row, alone, row == self.best) for row in self.rows]
-        header = ("", "ranks", "time", "speed", "received", "calls", "memory per rank", "")
+        header = ("", "ranks", "time", "speed", "exposed", "hidden", "received", "calls", "memory per rank", "")
         advice = f"recommended: {self.best.name}" + ("" if self.best.fits else "; it does not fit into the memory either, it needs the least")
         return "\n".join([f"{self.world_size} ranks, {self.machine.name}", *table(header, rows), advice])
 
@@ -102,8 +107,9 @@ def suggest(
 ) -> Suggestion:
     """Predict one call of `model` for every split of up to `world_size` ranks, and recommend one.
 
-    The model is traced once, on the meta device if it lives there. Times are of contractions and collectives at the rates of `hardware`, for 16-bit
-    values: give the model and the inputs in the dtype they will run in. Memory is weights, inputs and activations at their peak.
+    The model is traced once, on the meta device if it lives there. Times are of contractions, and of waiting for collectives where no such work
+    hides them, at the rates of `hardware`, for 16-bit values: give the model and the inputs in the dtype they will run in. Memory is weights, inputs
+    and activations at their peak.
 
     Args:
         example_inputs: tuple of positional or dict of keyword inputs, full (global) tensors.
@@ -143,7 +149,8 @@ def _try(traced: Traced, ulysses: int, ring: int, machine: Machine, comm_dtype: 
         return Split(ulysses, ring, refused=str(error).partition(". ")[0])
     received, calls = sum(plan.comm_bytes_per_rank.values()), sum(plan.comm_calls.values())
     fits = memory.total <= machine.memory_bytes
-    return Split(ulysses, ring, plan.predicted_seconds["total"], received, calls, memory.total, plan.sharded_flop_fraction, fits)
+    seconds = plan.predicted_seconds
+    return Split(ulysses, ring, seconds["total"], received, calls, memory.total, plan.sharded_flop_fraction, fits, exposed=exposed_seconds(seconds), hidden=seconds["hidden"])
 
 
 def _best(rows: Sequence[Split]) -> Split:
@@ -157,8 +164,8 @@ def _best(rows: Sequence[Split]) -> Split:
 
 def _cells(row: Split, alone: float | None, best: bool) -> tuple[str, ...]:
     if row.refused:
-        return (row.name, str(row.ranks), "-", "-", "-", "-", "-", f"refused: {row.refused}")
+        return (row.name, str(row.ranks), *("-" for _ in range(7)), f"refused: {row.refused}")
     assert row.seconds is not None and row.received is not None and row.memory is not None
     speed = f"{(alone or 0.0) / row.seconds:.2f} x" if row.seconds else "-"
     notes = [text for text, said in (("recommended", best), ("does not fit", not row.fits)) if said]
-    return (row.name, str(row.ranks), duration(row.seconds), speed, f"{amount(row.received)}B", str(row.calls), f"{amount(row.memory)}B", ", ".join(notes))
+    return (row.name, str(row.ranks), duration(row.seconds), speed, duration(row.exposed or 0.0), duration(row.hidden or 0.0), f"{amount(row.received)}B", str(row.calls), f"{amount(row.memory)}B", ", ".join(notes))

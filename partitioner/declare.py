@@ -24,6 +24,7 @@ from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import INF, Degrees, Key, LabelProblem, Labels
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.riders import Riders
 
 SHARE = 0.02  # an entry of a plan must save this share of all work
 
@@ -76,6 +77,7 @@ class DeclareProblem(LabelProblem):
         self, inference: Inference, degrees: Degrees, prices: Prices, marks: Mapping[Node, Mark], mesh: Set[Node], must: Set[Node], rules: MeshRules, strict: bool = True
     ) -> None:
         super().__init__(inference, degrees, prices, set(mesh))
+        self.riders = Riders(degrees.ranks)  # hooks cut every dim by itself
         self.marks, self.must, self.rules, self.strict = marks, must, rules, strict
         self.divisible = frozenset(inference.relations)  # positions and tables too: a plan has to name them
         self.entry = SHARE * sum(node_work(n, self.sizes) for n in inference.relations)

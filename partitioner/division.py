@@ -16,6 +16,7 @@ from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.head_shares import Pieces, plan_of_shares, share_causal_heads, share_heads, whole_heads
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.riders import riders_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node)
     if heads >= degrees.ulysses:
         plan = divide_heads(heads, key_heads, degrees.ulysses)
         uneven = busiest_heads(heads, degrees.ulysses) * degrees.ulysses / heads
-        if spec.is_causal and not one_sequence(inference, relation):
+        if spec.is_causal and not one_sequence(inference, relation, degrees):
             uneven *= 2 - 1 / degrees.ring  # the last row of a ring sees all keys, the first its own
         whole = Division(degrees, whole_heads(plan), plan, heads // key_heads, uneven)
         if uneven == 1:
@@ -83,10 +84,10 @@ def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node)
     return shared
 
 
-def one_sequence(inference: Inference, relation: Relation) -> bool:
+def one_sequence(inference: Inference, relation: Relation, degrees: Degrees) -> bool:
     """Queries and keys are the same positions, in one contiguous part per rank if they are cut."""
     queries, keys = (inference.table.expand_axis(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
-    return queries == keys and len(queries[0]) == 1
+    return queries == keys and riders_of(inference, degrees.ranks, degrees.ring).is_one_stretch(queries[0])
 
 
 def mesh_bytes(inference: Inference, node: Node, found: Division) -> float:

@@ -52,6 +52,11 @@ class Inference:
         return self.table.expand_axis(self.axes[node][0][dim])
 
     @cached_property
+    def attentions(self) -> tuple[Relation, ...]:
+        """The relations of attention nodes, in order."""
+        return tuple(relation for relation in self.relations.values() if relation.attention is not None)
+
+    @cached_property
     def input_dependent(self) -> frozenset[Node]:
         """Values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free."""
         found: set[Node] = set()

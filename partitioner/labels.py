@@ -16,7 +16,7 @@ With the strategy of every attention fixed these are all the prices there are, s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import sympy
@@ -34,6 +34,7 @@ from seqpar.partitioner.op import as_length, outputs_of
 from seqpar.partitioner.pins import is_pin, pinned_atoms
 from seqpar.partitioner.real_rates import RealRates
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.riders import riders_of
 
 INF = math.inf
 POOLING = 2  # all-reduces of a mean and of the squares around it
@@ -89,6 +90,7 @@ class LabelProblem:
         self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what attentions move if it says yes, no
         self.divisible = inference.input_dependent - key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
+        self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
         self._divided: dict[Node, Division] = {}
@@ -155,9 +157,7 @@ class LabelProblem:
             self.base += work
             return
         axes, divided = self.inference.axes[node], work * self.rates.masked(relation, dim)
-        made = relation.makes or dim in relation.windows
-        flowing = self._flowing(relation, dim)
-        covered = 0.0
+        made, flowing, covered = relation.makes or dim in relation.windows, self._flowing(relation, dim), 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
@@ -165,7 +165,7 @@ class LabelProblem:
             elif is_pin(node):
                 if self.long_enough(atom):
                     self._vertex((node, dim, atom), yes=0.0, no=INF)
-            elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and self.long_enough(atom) and self._reaches(relation, dim, atom):
+            elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and (self.long_enough(atom) or self.riders.rides_in_all(self.inference, node, dim, atom)) and self._reaches(relation, dim, atom):
                 price = self._call_price(node, relation, dim)
                 whole = INF if self.rates.main.get(node) == atom else work * share
                 self._vertex((node, dim, atom), yes=divided * share * self.busiest(atom) + price, no=whole)
@@ -213,9 +213,9 @@ class LabelProblem:
         return sum(relation.halo[dim]) * rows * self.prices.byte
 
     def busiest(self, atom: int) -> float:
-        """Share of an atom's positions on the rank that has most of them."""
+        """Share of an atom's positions on the rank that has most of them; a rider's are in the place of some of its host's."""
         length = self.sizes.hint(self.table.length(atom))
-        return -(-length // self.degrees.ranks) / max(length, 1)
+        return 1 / self.degrees.ranks if atom in self.riders.hosts else -(-length // self.degrees.ranks) / max(length, 1)
 
     def _share(self, axis: tuple[tuple[int, ...], ...], atom: int) -> float:
         """Part of a dim's positions that belongs to an atom."""
@@ -312,13 +312,13 @@ class LabelProblem:
         return self.whole
 
     def _reducible(self, relation: Relation, i: int, dim: int) -> bool:
-        """Partial results add up only if one whole factor of the dim is sharded: no short atom, nothing but sequences, and no other dim with it."""
+        """Partial results add up only if one whole factor of the dim is sharded: no short atom (but riders), nothing but sequences, and no other dim with it."""
         axis = self.table.expand_axis(relation.operand_axes[i][dim])
         reduced = [(j, self.table.expand_axis(relation.operand_axes[j][d])) for j, d in relation.reduces]
         first = next(a for _, a in reduced if self.table.roots(a) & self.inference.sequences.keys())
         alone = sum(j == i and bool(self.table.roots(a) & self.table.roots(axis)) for j, a in reduced) == 1
         cut = heaviest_factor(self.inference, axis)
-        return axis == first and alone and tuple(cut) in axis and all(map(self.long_enough, cut))
+        return axis == first and alone and tuple(cut) in axis and all(self.long_enough(a) or self.riders.rides(a, cut) for a in cut)
 
     def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call."""
@@ -375,24 +375,24 @@ class LabelProblem:
     def _exchange_targets(self, node: Node, relation: Relation, i: int, rows: int) -> dict[int, int]:
         """The vertex of each atom of an exchanged operand, priced with the bytes that the busiest rank receives of it."""
         found, is_query = self.divided(node), i == relation.attention.q
-        counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
+        counted, ring, together = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1, self.atoms(relation.operands[i], rows)
         exposed, targets = self.rates.exposed(node, relation, found) if ring else 0.0, {}
-        for atom in self.atoms(relation.operands[i], rows):
+        for atom in together:
             moved = max(counted.operand(i, atom))
             if is_query:
-                targets[atom] = self._operand_vertex((node, QUERY, atom), moved, forced=ring)
+                targets[atom] = self._operand_vertex((node, QUERY, atom), moved, together, forced=ring)
             else:
                 around = exposed * max(counted.around(i, atom)) if ring else 0.0
-                targets[atom] = self._operand_vertex((node, KEYS, atom), moved + around, forced=False)
+                targets[atom] = self._operand_vertex((node, KEYS, atom), moved + around, together, forced=False)
         return targets
 
-    def _operand_vertex(self, key: Key, moved: float, forced: bool) -> int:
+    def _operand_vertex(self, key: Key, moved: float, together: Sequence[int], forced: bool) -> int:
         """Queries under a ring are always divided; short keys are whole and attended once."""
         vertex = self.vertices.get(key)
         if vertex is None:
             if forced:
                 return self._vertex(key, yes=0.0, no=INF)
-            if not self.long_enough(key[2]):
+            if not self.long_enough(key[2]) and not self.riders.rides(key[2], together):
                 return self.whole
             vertex = self._vertex(key, yes=0.0, no=0.0)
         self.problem.yes_cost[vertex] += moved * self.prices.byte

@@ -1,12 +1,13 @@
 """Layouts: what a rank holds of a value, read off the solver's labels.
 
 A layout has one entry per dim: the atoms of that dim that are sharded. A sharded atom of length L is held as the contiguous part
-`part(L, rank, N)`; all other atoms are whole. The local dim is the concatenation of the local parts.
+`part(L, rank, N)`, or what is left of it beside atoms that ride with it (`riders.py`); all other atoms are whole. The local dim is the concatenation of the local parts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch.fx import Node
 
@@ -14,8 +15,9 @@ from seqpar.partitioner.atoms import Axis, Factor
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import KEYS, QUERY, REDUCED, Labels
-from seqpar.partitioner.lengths import Length, part, product, total
+from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.riders import Riders, riders_of
 from seqpar.partitioner.solve import Solution
 
 Layout = tuple[frozenset[int], ...]
@@ -42,6 +44,11 @@ class LayoutView:
     @property
     def ranks(self) -> int:
         return self.solution.degrees.ranks
+
+    @cached_property
+    def riders(self) -> Riders:
+        """What decides the parts of sharded atoms beside their lengths."""
+        return riders_of(self.inference, self.ranks, self.solution.degrees.ring)
 
     @property
     def labels(self) -> Labels:
@@ -105,7 +112,7 @@ class LayoutView:
     # -- lengths -----------------------------------------------------------------------------------
     def atom_length(self, atom: int, sharded: bool, rank: int | None = None) -> Length:
         length = self.inference.table.length(atom)
-        return part(length, self.rank if rank is None else rank, self.ranks) if sharded else length
+        return self.riders.part(atom, length, self.rank if rank is None else rank, self.inference) if sharded else length
 
     def factor_length(self, factor: Factor, sharded: frozenset[int]) -> Length:
         return total(self.atom_length(a, a in sharded) for a in self.inference.table.expand(factor))

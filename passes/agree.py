@@ -45,11 +45,11 @@ def diverging(view: LayoutView) -> set[Node]:
 
 def _mixed(view: LayoutView, relation: Relation, node: Node) -> bool:
     """Whole and unevenly sharded atoms side by side in one dim."""
-    table, ranks = view.inference.table, view.ranks
+    table = view.inference.table
     for dim, axis in enumerate(relation.out_axes[0]):
         for factor in table.expand_axis(axis):
             sharded = [a for a in factor if (node, dim, a) in view.labels.sharded]
-            uneven = any(not isinstance(table.length(a), int) or table.length(a) % ranks for a in sharded)
+            uneven = any(not isinstance(table.length(a), int) or len(set(view.parts(a))) > 1 for a in sharded)
             if uneven and len(sharded) < len(factor):
                 return True
     return False

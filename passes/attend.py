@@ -24,7 +24,7 @@ from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.division import division
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
-from seqpar.partitioner.lengths import Length, part, product, total
+from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.attend_shares import emit_shares
@@ -113,7 +113,7 @@ class Exchange:
 
     # -- segments -------------------------------------------------------------------------------------
     def _part(self, atom: int, rank: int) -> Length:
-        return part(self.emitter.view.inference.table.length(atom), rank, self.ulysses * self.ring)
+        return self.emitter.view.atom_length(atom, True, rank)
 
     def in_row(self, atoms: list[tuple[int, bool]], order: Order) -> tuple[Any, ...]:
         """Segments over the Ulysses group of this ring row."""
@@ -132,6 +132,11 @@ class Exchange:
             else emit(product((inner, table.length(a))))
             for a, sharded in atoms
         )
+
+    def _stretches(self) -> tuple[Any, ...]:
+        """What each ring row holds of one sequence, all of whose atoms are sharded."""
+        rows, inner = (range(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)), self._inner(self.row_order)
+        return tuple(self.emitter.sizes.emit(product((inner, total(self._part(a, r) for a, _ in self.rows for r in row)))) for row in rows)
 
     # -- emission ------------------------------------------------------------------------------------
     def emit(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
@@ -183,7 +188,7 @@ class Exchange:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
         if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
-            (parts,) = self.over_ring(self.rows, self.row_order)
+            parts = self._stretches()
             return self.emitter.exchange(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
         return self.emitter.exchange(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})

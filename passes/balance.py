@@ -13,9 +13,10 @@ from torch.fx import Node
 from seqpar.partitioner.division import division, one_sequence
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import KEYS, QUERY
-from seqpar.partitioner.lengths import part, product, total
+from seqpar.partitioner.lengths import product, total
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.solve import Solution
 from seqpar.runtime.zigzag import arriving, visible_pairs
 
@@ -46,10 +47,11 @@ def in_zigzag(inference: Inference, solution: Solution, node: Node) -> bool:
 def ring_parts(inference: Inference, solution: Solution, relation: Relation) -> list[int]:
     """Example lengths of what every ring row holds of the one sequence."""
     table, degrees = inference.table, solution.degrees
-    (atom,), *inner = table.expand_axis(relation.operand_axes[relation.attention.q][-2])
+    atoms, *inner = table.expand_axis(relation.operand_axes[relation.attention.q][-2])
+    riders = riders_of(inference, degrees.ranks, degrees.ring)
     width = product(table.factor_length(f) for f in inner)
     rows = (range(j * degrees.ulysses, (j + 1) * degrees.ulysses) for j in range(degrees.ring))
-    return [table.sizes.hint(product((width, total(part(table.length(atom), r, degrees.ranks) for r in row)))) for row in rows]
+    return [table.sizes.hint(product((width, total(riders.part(a, table.length(a), r, inference) for a in atoms for r in row)))) for row in rows]
 
 
 def plain_pairs(parts: Sequence[int]) -> list[int]:
@@ -59,7 +61,7 @@ def plain_pairs(parts: Sequence[int]) -> list[int]:
 
 def _one_sequence(inference: Inference, solution: Solution, node: Node, relation: Relation) -> bool:
     """Queries and keys are the same positions, cut alike, in one contiguous part per rank."""
-    if not one_sequence(inference, relation):
+    if not one_sequence(inference, relation, solution.degrees):
         return False
-    atom = inference.table.expand_axis(relation.operand_axes[relation.attention.q][-2])[0][0]
-    return all((node, role, atom) in solution.labels.sharded for role in (QUERY, KEYS))
+    atoms = inference.table.expand_axis(relation.operand_axes[relation.attention.q][-2])[0]
+    return all((node, role, atom) in solution.labels.sharded for atom in atoms for role in (QUERY, KEYS))

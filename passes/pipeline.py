@@ -137,6 +137,10 @@ class Partitioned:
             self._programs[rank] = program
         return self._programs[rank]
 
+    def has_program(self, rank: int) -> bool:
+        """Whether `program(rank)` was asked for before."""
+        return rank in self._programs
+
     def emitted(self, rank: int) -> fx.GraphModule:
         """The program before its exchanges are put behind work."""
         if self._alone:

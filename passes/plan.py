@@ -57,7 +57,8 @@ class Plan:
         seconds: what tracing and each stage of the compiler took.
         notes: what became of a declared plan.
         machine: whose rates the predictions use.
-        predicted_seconds: of one call, by "compute", kind of collective, "hidden" (of the ring, behind attention) and "total".
+        predicted_seconds: of one call, by "compute", kind of collective (on the wire), "hidden" (behind work) and "total"; see `passes/timeline.py`.
+        predicted_hidden: the hidden ones by kind.
         predicted_alone: seconds of one call in one process.
         inspector: answers what takes more work (`details`, `why`); not compared, copied, pickled or saved: without it a plan is plain data.
         kept: what a file of programs keeps of those answers.
@@ -77,6 +78,7 @@ class Plan:
     machine: str = ""
     comm_dtype: str = ""  # what exchanges of attention are rounded to; "" for nothing
     predicted_seconds: Mapping[str, float] = field(default_factory=dict)
+    predicted_hidden: Mapping[str, float] = field(default_factory=dict)
     predicted_alone: float = 0.0
     inspector: Inspector | None = field(default=None, compare=False, repr=False)
     kept: Kept | None = field(default=None, compare=False, repr=False)
@@ -113,6 +115,7 @@ class Plan:
             "comm_calls": dict(self.comm_calls),
             "seconds": dict(self.seconds),
             "predicted_seconds": dict(self.predicted_seconds),
+            "predicted_hidden": dict(self.predicted_hidden),
         }
 
     @property

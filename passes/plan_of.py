@@ -16,10 +16,10 @@ from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
-from seqpar.passes.estimate import predict
 from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.text import amount
+from seqpar.passes.timeline import Timeline, timeline
 
 if TYPE_CHECKING:
     from seqpar.passes.pipeline import Partitioned
@@ -32,7 +32,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
     whole = whole_flops(partitioned)
     sources = KeySources(LayoutView(inference, partitioned.solution, 0))
     kinds = counts[0].traffic.bytes
-    predicted = [predict(c, partitioned.machine) for c in {id(c): c for c in counts}.values()]
+    slowest = max(timelines_of(partitioned), key=lambda t: t.total)
     return Plan(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
@@ -48,7 +48,8 @@ def plan_of(partitioned: Partitioned) -> Plan:
         notes=partitioned.notes,
         comm_dtype="" if partitioned.comm_dtype is None else str(partitioned.comm_dtype).removeprefix("torch."),
         machine=partitioned.machine.name,
-        predicted_seconds=max(predicted, key=lambda p: p["total"]),
+        predicted_seconds=slowest.to_dict(),
+        predicted_hidden=slowest.hidden,
         predicted_alone=sum(whole.values()) / partitioned.machine.flops_per_s,
     )
 
@@ -74,6 +75,17 @@ def counts_of(partitioned: Partitioned, rank: int) -> Counts:
     return known[key]
 
 
+def timelines_of(partitioned: Partitioned) -> list[Timeline]:
+    """The predicted course of one call, of every kind of rank: those that share their counts run alike."""
+    known: dict[int, Timeline] = {}
+    ranks = range(len(partitioned.counts))
+    for rank in sorted(ranks, key=lambda r: not partitioned.has_program(r)):  # a program that is there needs not be scheduled again
+        counts = partitioned.counts[rank]
+        if id(counts) not in known:
+            known[id(counts)] = timeline(partitioned.program(rank).graph.nodes, counts, partitioned.machine)
+    return list(known.values())
+
+
 def example_of(partitioned: Partitioned) -> list[torch.Tensor]:
     """Meta tensors of the example's global shapes, in the order of the placeholders."""
     hint = partitioned.inference.table.sizes.hint
@@ -90,9 +102,9 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
     solution, inference = partitioned.solution, partitioned.inference
     degrees, table = solution.degrees, inference.table
     row, column = divmod(rank, degrees.ulysses)
-    lengths = [table.sizes.hint(table.length(a)) for a in inference.sequences]
-    own = tuple(part(n, rank, degrees.ranks) for n in lengths)
-    in_row = tuple(sum(int(part(n, row * degrees.ulysses + u, degrees.ranks)) for u in range(degrees.ulysses)) for n in lengths)
+    view, hint = partitioned.view, table.sizes.hint
+    own = tuple(hint(view.atom_length(a, True, rank)) for a in inference.sequences)
+    in_row = tuple(sum(hint(view.atom_length(a, True, row * degrees.ulysses + u)) for u in range(degrees.ulysses)) for a in inference.sequences)
     heads = {
         table.example_length(r.operand_axes[i][1])
         for n, r in inference.relations.items()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from seqpar.partitioner.alternatives import Alternative
-from seqpar.passes.estimate import RING
 from seqpar.passes.inspector import Details
 from seqpar.passes.plan import AttentionPlan, Plan
 from seqpar.passes.stages import Stage
 from seqpar.passes.text import amount, capped, duration, percent, short, table
+from seqpar.runtime.counting import KINDS
 
 
 def explain(plan: Plan) -> str:
@@ -53,11 +54,16 @@ def communication(plan: Plan) -> str:
     return f"{amount(total)}B per rank and call of the model ({kinds})"
 
 
+def exposed_seconds(predicted: Mapping[str, float]) -> float:
+    """Of `Plan.predicted_seconds`: how long the rank does nothing but wait for collectives."""
+    return max(0.0, predicted["total"] - predicted["compute"])
+
+
 def prediction(plan: Plan) -> str:
     """One process against the slowest rank."""
     p = plan.predicted_seconds
-    moving = p["total"] - p["compute"]
-    parts = f": computing {duration(p['compute'])}, waiting for collectives {duration(moving)}" if moving else ""
+    moving = sum(seconds for kind, seconds in p.items() if kind in KINDS)
+    parts = f": computing {duration(p['compute'])}, collectives {duration(exposed_seconds(p))} exposed and {duration(p['hidden'])} hidden" if moving else ""
     return f"about {duration(plan.predicted_alone)} in one process, {duration(p['total'])} on the slowest rank{parts} ({plan.machine}; contractions only)"
 
 
@@ -92,8 +98,8 @@ def collective_lines(plan: Plan) -> list[str]:
         return []
     rows = []
     for kind in used:
-        hidden = plan.predicted_seconds["hidden"] if kind == RING else 0.0
-        note = f"{duration(hidden)} of it behind attention" if hidden else ""
+        hidden = plan.predicted_hidden.get(kind, 0.0)
+        note = f"{duration(hidden)} of it hidden" if hidden else ""
         rows.append((kind, str(plan.comm_calls[kind]), f"{amount(plan.comm_bytes_per_rank[kind])}B", duration(plan.predicted_seconds[kind]), note))
     return ["collectives (per rank and call of the model)", *table(("", "calls", "received", "on the wire", ""), rows)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from torch.fx import Graph, Node
@@ -19,7 +20,7 @@ from seqpar.partitioner.cost import Machine, nbytes
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import outputs_of
 from seqpar.passes.count import Counts
-from seqpar.passes.estimate import predict
+from seqpar.passes.timeline import timeline
 from seqpar.runtime.counting import KINDS
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ MAX_RESULTS = 2
 class Stage:
     """One stage, or `repeats` equal ones; every number is of one of them.
 
-    flops_alone: contractions of one process; flops: of the rank. received, calls: by kind of collective. seconds: predicted. results: layouts,
-    in text form, of the largest values that other stages read.
+    flops_alone: contractions of one process; flops: of the rank. received, calls: by kind of collective. seconds: predicted, computing and waiting
+    (the mean, where equal stages have more or less work around them to wait behind). results: layouts, in text form, of the largest values that other stages read.
     """
 
     name: str
@@ -70,8 +71,9 @@ def stages_of(partitioned: Partitioned, rank: int, flops_alone: Mapping[str, int
     counts, view = partitioned.counts[rank], partitioned.view.for_rank(rank)
     source, program = partitioned.traced.gm.graph, partitioned.program(rank).graph
     alone, own, results = _by_stage(source), _by_stage(program), _results(source, view)
+    spent = timeline(program.nodes, counts, machine).spent
     found = [
-        _stage(path, sum(flops_alone.get(n, 0) for n in alone.get(path, ())), own.get(path, ()), results.get(path, ()), counts, machine)
+        _stage(path, sum(flops_alone.get(n, 0) for n in alone.get(path, ())), own.get(path, ()), results.get(path, ()), counts, spent)
         for path in sorted(dict.fromkeys([*alone, *own]), key=lambda path: not path)  # what the model does itself, here and there, comes last
     ]
     return tuple(_folded(s for s in found if s.flops_alone or s.flops or s.bytes))
@@ -85,12 +87,12 @@ def _by_stage(graph: Graph) -> dict[str, list[str]]:
     return found
 
 
-def _stage(path: str, alone: int, nodes: Iterable[str], results: tuple[str, ...], counts: Counts, machine: Machine) -> Stage:
+def _stage(path: str, alone: int, nodes: Iterable[str], results: tuple[str, ...], counts: Counts, spent: Mapping[str, float]) -> Stage:
     nodes = list(nodes)
     traffic = [counts.received[n] for n in nodes if n in counts.received]
     received, calls = ({k: sum(getattr(t, what)[k] for t in traffic) for k in KINDS} for what in ("bytes", "calls"))
     flops = sum(counts.flops.get(n, 0) for n in nodes)
-    return Stage(path, 1, alone, flops, received, calls, predict(counts, machine, nodes)["total"], results)
+    return Stage(path, 1, alone, flops, received, calls, sum(spent.get(n, 0.0) for n in nodes), results)
 
 
 def _results(graph: Graph, view: LayoutView) -> dict[str, tuple[str, ...]]:
@@ -135,7 +137,7 @@ def _fold(members: list[Stage]) -> Stage:
         return Stage(**{**vars(first), "name": first.name or ITSELF})
     parent, _, _ = first.name.rpartition(".")
     numbers = ranges(int(m.name.rpartition(".")[2]) for m in members)
-    return Stage(**{**vars(first), "name": f"{parent}.{numbers}" if parent else numbers, "repeats": len(members)})
+    return Stage(**{**vars(first), "name": f"{parent}.{numbers}" if parent else numbers, "repeats": len(members), "seconds": fmean(m.seconds for m in members)})
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -357,6 +357,10 @@ def test_a_pipeline_that_makes_another_when_it_is_called(pipe):
     assert vars(DiffusionPipeline)["progress_bar"] is plain
 
 
+def draw_modular(pipe):
+    return pipe(prompt="a cup", height=64, width=64, num_inference_steps=2, output_type="np", output="images", generator=torch.Generator().manual_seed(3))
+
+
 def test_a_modular_pipeline(pipe):
     from diffusers.modular_pipelines import FluxAutoBlocks
     from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks
@@ -365,14 +369,9 @@ def test_a_modular_pipeline(pipe):
     modular = FluxAutoBlocks().init_pipeline()
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer", "vae", "scheduler")
     modular.update_components(**{name: pipe.components[name] for name in names})
-    size = {"prompt": "a cup", "height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np", "output": "images"}
-
-    def picture_of_it():
-        return modular(**size, generator=torch.Generator().manual_seed(3))
-
-    alone = picture_of_it()
+    alone = draw_modular(modular)
     with seqpar.parallelize(modular) as handle:
-        assert np.array_equal(picture_of_it(), alone)
+        assert np.array_equal(draw_modular(modular), alone)
         assert list(handle.denoisers) == ["transformer"] and len(pipe.noted) == 1
     assert not hasattr(modular, "unparallelize") and vars(LoopSequentialPipelineBlocks)["progress_bar"] is plain
 

@@ -1,6 +1,7 @@
 """`seqpar.suggest`: the table over all splits, what is refused, what does not fit, and the advice."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -37,10 +38,11 @@ def test_a_fast_wire_is_used(case):
     assert 3 < alone.seconds / found.best.seconds < 4 and alone.received == alone.calls == 0 and found.best.memory < alone.memory
     plan = seqpar.plan(*case, ulysses=found.best.ulysses, ring=found.best.ring)
     assert found.best.received == sum(plan.comm_bytes_per_rank.values()) and found.best.memory == plan.details.memory.total
+    assert all(r.refused or r.exposed + r.hidden == pytest.approx(r.calls * 1e-9 + r.received / 1e12) for r in found.rows) and found.best.hidden > 0
     rounded = seqpar.suggest(*case, 4, hardware=FAST_WIRE, comm_dtype=torch.bfloat16)
     assert any(few.received < row.received for few, row in zip(rounded.rows, found.rows, strict=True) if not row.refused), (rounded, found)
     text = str(found)
-    assert text.startswith("4 ranks, fast wire") and "stay on one device" in text
+    assert re.search(r"exposed +hidden +received", text) and text.startswith("4 ranks, fast wire") and "stay on one device" in text
     assert text.endswith(f"recommended: {found.best.name}") and text.count("recommended") == 2
     again = json.loads(json.dumps(found.to_dict()))
     assert again["best"]["ring"] == found.best.ring and len(again["rows"]) == len(found.rows)

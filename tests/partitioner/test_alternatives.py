@@ -8,8 +8,8 @@ from seqpar.partitioner.alternatives import alternatives, attention_seconds
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.solve import solve
-from seqpar.passes.estimate import predict
 from seqpar.passes.pipeline import partition
+from seqpar.passes.timeline import timeline
 from seqpar.passes.trace import trace
 
 
@@ -45,8 +45,8 @@ def test_predicted_seconds_of_other_meshes_are_those_of_their_programs(partition
     (node,), _ = split_by_mesh(partitioned.inference, partitioned.solution)
     for ulysses, ring in ((2, 2), (4, 1), (1, 4)):
         other = partition(partitioned.traced, ulysses=ulysses, ring=ring)
-        parts = [n.name for n in other.program(0).graph.nodes if n.meta.get("seqpar_source") == node.name]
-        counted = predict(other.counts[0], MACHINE, parts)["total"]
+        parts = [n for n in other.program(0).graph.nodes if n.meta.get("seqpar_source") == node.name]
+        counted = timeline(parts, other.counts[0], MACHINE).total
         assert counted > 0
         assert attention_seconds(partitioned.inference, partitioned.solution, node, Degrees(ulysses, ring), MACHINE) == pytest.approx(counted, rel=1e-9)
 

@@ -1,29 +1,21 @@
-"""Predicted seconds, by hand."""
+"""Predicted seconds of one node, by hand."""
 
 import pytest
 
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.count import Counts
-from seqpar.passes.estimate import predict
-from seqpar.runtime.counting import KINDS, Traffic
+from seqpar.passes.estimate import FLOPS_PER_BYTE, LAUNCH_S, node_seconds, transfer_seconds
 
 MACHINE = Machine(flops_per_s=100.0, bytes_per_s=10.0, latency_s=0.5)
 
 
-def traffic(kind, received, calls):
-    return Traffic({**dict.fromkeys(KINDS, 0), kind: received}, {**dict.fromkeys(KINDS, 0), kind: calls})
+def test_on_the_wire():
+    assert transfer_seconds(30, 2, MACHINE) == 4.0 and transfer_seconds(0, 0, MACHINE) == 0.0
 
 
-def test_work_wire_and_what_hides_behind_attention():
-    counts = Counts(flops={"linear": 200, "ring": 400}, received={"ring": traffic("ring", 20, 1), "gather": traffic("all_gather", 30, 2)})
-    found = predict(counts, MACHINE)
-    assert found["compute"] == 6.0 and found["ring"] == 2.5 and found["all_gather"] == 4.0
-    assert found["hidden"] == 2.0  # of two blocks, the attention of one (half of 4 s) covers the journey of the other
-    assert found["total"] == pytest.approx(6.0 + 2.5 + 4.0 - 2.0)
-    assert predict(counts, MACHINE, ["linear"])["total"] == 2.0
-
-
-def test_a_fast_wire_is_hidden_altogether():
-    counts = Counts(flops={"ring": 4000}, received={"ring": traffic("ring", 20, 3)})
-    found = predict(counts, MACHINE)
-    assert found["hidden"] == found["ring"] == 3.5 and found["total"] == found["compute"] == 40.0
+def test_bound_by_arithmetic_or_by_memory():
+    counts = Counts(flops={"product": 500, "thin": 1}, touched={"product": 1, "thin": 10, "sum": 4})
+    assert node_seconds(counts, "product", MACHINE) == pytest.approx(5.0 + LAUNCH_S)
+    assert node_seconds(counts, "thin", MACHINE) == pytest.approx(10 * FLOPS_PER_BYTE / 100.0 + LAUNCH_S)
+    assert node_seconds(counts, "sum", MACHINE) == pytest.approx(4 * FLOPS_PER_BYTE / 100.0 + LAUNCH_S)
+    assert node_seconds(counts, "view", MACHINE) == 0.0

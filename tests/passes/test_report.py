@@ -46,7 +46,7 @@ def test_one_page_of_two_kinds_of_blocks(partitions):
 seqpar: 4 rank(s) = ulysses 2 x ring 2
 work      38.7 MFLOP in one process, 9.94 MFLOP on the busiest rank; 0.9908 of it sharded
 received  85 kB per rank and call of the model (8 all_to_all 41 kB, 4 ring 41 kB, 1 all_gather 3.07 kB)
-time      about 96.7 ns in one process, 261 us on the slowest rank: computing 24.8 ns, waiting for collectives 261 us (Hopper, NVLink; contractions only)
+time      about 96.7 ns in one process, 261 us on the slowest rank: computing 24.8 ns, collectives 261 us exposed and 5.73 ns hidden (Hopper, NVLink; contractions only)
 memory    parameters 1.93 MB and inputs 7.21 kB, whole on every rank; activations at their peak 237 kB in one process, 72.7 kB per rank
 stages (each; layouts as sizes, a sharded one as size/ranks)
                                      one process      rank 0                              received       time  hands on
@@ -60,8 +60,8 @@ stages (each; layouts as sizes, a sharded one as size/ranks)
   (the model itself)                      0 FLOP      0 FLOP                  1 all_gather 3.07 kB      20 us  (16/4 + 64/4) 3, 1
 collectives (per rank and call of the model)
               calls  received  on the wire
-  all_to_all      8     41 kB       160 us
-  ring            4     41 kB      80.3 us  2.05 ns of it behind attention
+  all_to_all      8     41 kB       160 us  3.69 ns of it hidden
+  ring            4     41 kB      80.3 us  2.05 ns of it hidden
   all_gather      1   3.07 kB        20 us
 attention
     4 x ulysses+ring  queries [(16/4 + 64/4)] keys [(16/4 + 64/4)] 4 heads: queries, keys and values exchanged over the mesh
@@ -81,7 +81,7 @@ def test_one_page_of_a_cross_attention(partitions):
 seqpar: 4 rank(s) = ulysses 2 x ring 2
 work      18.3 MFLOP in one process, 5.17 MFLOP on the busiest rank; 0.9574 of it sharded
 received  35.8 kB per rank and call of the model (4 all_to_all 16.4 kB, 2 ring 16.4 kB, 1 all_gather 3.07 kB)
-time      about 45.9 ns in one process, 140 us on the slowest rank: computing 12.9 ns, waiting for collectives 140 us (Hopper, NVLink; contractions only)
+time      about 45.9 ns in one process, 140 us on the slowest rank: computing 12.9 ns, collectives 140 us exposed and 2.46 ns hidden (Hopper, NVLink; contractions only)
 memory    parameters 729 kB and inputs 6.15 kB, whole on every rank; activations at their peak 163 kB in one process, 57.6 kB per rank
 stages (each; layouts as sizes, a sharded one as size/ranks)
                       one process      rank 0                              received       time  hands on
@@ -92,8 +92,8 @@ stages (each; layouts as sizes, a sharded one as size/ranks)
   (the model itself)       0 FLOP      0 FLOP                  1 all_gather 3.07 kB      20 us  1 8/4*8 64, 1 4 1 8/4*2 16
 collectives (per rank and call of the model)
               calls  received  on the wire
-  all_to_all      4   16.4 kB      80.1 us
-  ring            2   16.4 kB      40.1 us  0.655 ns of it behind attention
+  all_to_all      4   16.4 kB      80.1 us  1.8 ns of it hidden
+  ring            2   16.4 kB      40.1 us  0.655 ns of it hidden
   all_gather      1   3.07 kB        20 us
 attention
     2 x ulysses+ring  queries [8/4*8] keys [8/4*8] 4 heads: queries, keys and values exchanged over the mesh

@@ -24,7 +24,7 @@ import torch
 from seqpar.errors import SeqparError
 from seqpar.launching import launch, pick_device_type, under_launcher
 from seqpar.partitioner.machines import find_machine
-from seqpar.tools.bench import emulated, host, page, report
+from seqpar.tools.bench import emulated, host, page, progress, report
 from seqpar.tools.bench.contenders import PEERS
 from seqpar.tools.bench.link import parse_link
 from seqpar.tools.bench.measure import Job, measure
@@ -108,8 +108,10 @@ def run_emulation(options: argparse.Namespace) -> list[emulated.Emulated]:
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
     meshes = [parse_mesh(text) for text in options.mesh or ()]
-    found = []
-    for name in options.model or ["full:flux"]:
+    progress.show(0)
+    found, models = [], options.model or ["full:flux"]
+    for number, name in enumerate(models, 1):
+        progress.log.info("%d of %d: %s on %s, programs of %s ranks", number, len(models), name, device, ", ".join(map(str, options.emulate_ranks)))
         title, model, inputs = full_case(name, options.size, device, getattr(torch, dtype))
         result, refused = emulate(model, inputs, options.emulate_ranks, machine, meshes=meshes, rounds=options.rounds, backend=options.compile)
         for reason in refused:

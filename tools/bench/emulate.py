@@ -20,14 +20,15 @@ from torch import nn
 from seqpar.errors import SeqparError
 from seqpar.models.family import output_tensors
 from seqpar.partitioner.cost import Machine
-from seqpar.passes.estimate import predict
 from seqpar.passes.live_bytes import LiveBytes
 from seqpar.passes.pipeline import Partitioned, partition
+from seqpar.passes.timeline import timeline
 from seqpar.passes.trace import Traced, trace
 from seqpar.suggestion import splits
 from seqpar.tools.bench.contender import compiled, many_programs
 from seqpar.tools.bench.emulated import Emulated, RankTimes
 from seqpar.tools.bench.measure import WARM_UP_ROUNDS, rotated
+from seqpar.tools.bench.progress import log
 from seqpar.tools.bench.stand_in import Pool, bind_stand_ins, stand_ins
 
 
@@ -81,13 +82,16 @@ def peak(entry: Entry, known: Iterable[torch.Tensor], device: torch.device) -> i
 
 def time_all(entries: Sequence[Entry], known: Sequence[torch.Tensor], rounds: int, device: torch.device) -> list[RankTimes]:
     """Peak memory of each, then rounds in which each runs once, in another order each round."""
+    log.info("  peak memory of %d programs", len(entries))
     peaks = [peak(entry, known, device) for entry in entries]
+    log.info("  %d rounds of %d programs", rounds, len(entries))
     times: list[list[tuple[float, float]]] = [[] for _ in entries]
     for number in range(-WARM_UP_ROUNDS, rounds):
         for i in rotated(len(entries), number):
             taken = once(entries[i], device)
             if number >= 0:
                 times[i].append(taken)
+        log.debug("  round %d of %d" if number >= 0 else "  warmed up", *((number + 1, rounds) if number >= 0 else ()))
     return [RankTimes(tuple(t for t, _ in rows), tuple(h for _, h in rows), p) for rows, p in zip(times, peaks, strict=True)]
 
 
@@ -131,6 +135,7 @@ def emulate(
     """
     device = next(model.parameters()).device
     with torch.no_grad(), many_programs():
+        log.info("  tracing %s", type(model).__name__)
         started = time.perf_counter()
         traced = trace(model, (), inputs, dynamic=False)
         seconds = time.perf_counter() - started
@@ -139,8 +144,11 @@ def emulate(
         whole = compiled(model, backend)
         entries, places = [Entry(lambda: output_tensors(whole(**inputs)), lambda: output_tensors(model(**inputs)))], []
         for partitioned in found:
+            degrees = partitioned.solution.degrees
+            log.info("  ulysses %d x ring %d: writing programs", degrees.ulysses, degrees.ring)
             for rank in representatives(partitioned):
                 entries.append(program(partitioned, rank, leaves, backend))
+                log.debug("    rank %d", rank)
                 places.append((partitioned, rank))
         known = [t for t in (*model.parameters(), *model.buffers(), *traced.constants.values(), *leaves) if isinstance(t, torch.Tensor)]
         alone, *times = time_all(entries, known, rounds, device)
@@ -159,13 +167,13 @@ def program(partitioned: Partitioned, rank: int, leaves: Sequence[torch.Tensor],
 
 
 def predicted(partitioned: Partitioned, rank: int, times: RankTimes, machine: Machine) -> dict[str, Any]:
-    """Where this rank stands, and the milliseconds that its collectives add to what was measured.
+    """Where this rank stands, and the milliseconds that its collectives add to what was measured, and that they take behind work.
 
     What overlaps is predicted with the measured rate of this rank, so that computing takes as long as it did.
     """
     counts, degrees = partitioned.counts[rank], partitioned.solution.degrees
     rate = counts.total_flops / (1e-3 * times.median) if counts.total_flops else machine.flops_per_s
-    seconds = predict(counts, dataclasses.replace(machine, flops_per_s=rate))
+    course = timeline(partitioned.program(rank).graph.nodes, counts, dataclasses.replace(machine, flops_per_s=rate))
     alike = sum(other is counts for other in partitioned.counts)
     return {
         "ulysses": degrees.ulysses,
@@ -174,5 +182,6 @@ def predicted(partitioned: Partitioned, rank: int, times: RankTimes, machine: Ma
         "alike": alike,
         "received": sum(counts.traffic.bytes.values()),
         "calls": sum(counts.traffic.calls.values()),
-        "collectives_ms": 1e3 * (seconds["total"] - seconds["compute"]),
+        "collectives_ms": 1e3 * sum(course.exposed.values()),
+        "hidden_ms": 1e3 * sum(course.hidden.values()),
     }

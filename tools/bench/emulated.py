@@ -16,7 +16,7 @@ from seqpar.tools.bench.timed import Spread, mesh_name
 class RankTimes:
     """Measured: milliseconds and launches (milliseconds until the call returned), a round each; peak: bytes besides weights and inputs.
 
-    Counted: received bytes and calls of collectives. Predicted: collectives_ms, what they add. `alike` ranks have parts of the same sizes as `rank`.
+    Counted: received bytes and calls of collectives. Predicted: collectives_ms, what they add; hidden_ms, what they take behind work. `alike` ranks have parts of the same sizes as `rank`.
     """
 
     milliseconds: tuple[float, ...]
@@ -29,6 +29,7 @@ class RankTimes:
     received: int = 0
     calls: int = 0
     collectives_ms: float = 0.0
+    hidden_ms: float = 0.0
 
     @property
     def median(self) -> float:
@@ -82,14 +83,14 @@ def _times(data: dict[str, Any]) -> RankTimes:
     return RankTimes(**values)
 
 
-COLUMNS = ("mesh", "ranks", "computing ms", "x ranks / one", "launching ms", "peak MiB", "received MiB", "calls", "collectives ms", "step ms", "speed-up")
+COLUMNS = ("mesh", "ranks", "computing ms", "x ranks / one", "launching ms", "peak MiB", "received MiB", "calls", "exposed ms", "hidden ms", "step ms", "speed-up")
 MEASURED = "measured: computing, launching, peak memory. Counted: received, calls"
 
 
 def cells(found: Emulated) -> list[tuple[str, ...]]:
     """Rows of the table: the model itself, then the slowest rank of every mesh."""
     one = found.alone
-    rows: list[tuple[str, ...]] = [("-", "1", f"{one.median:.1f}", "1", f"{statistics.median(one.launches):.1f}", f"{one.peak / 2**20:,.1f}", "-", "-", "-", f"{one.median:.1f}", "1")]
+    rows: list[tuple[str, ...]] = [("-", "1", f"{one.median:.1f}", "1", f"{statistics.median(one.launches):.1f}", f"{one.peak / 2**20:,.1f}", "-", "-", "-", "-", f"{one.median:.1f}", "1")]
     for row in found.slowest():
         ranks, share = row.ulysses * row.ring, found.share(row)
         rows.append(
@@ -103,6 +104,7 @@ def cells(found: Emulated) -> list[tuple[str, ...]]:
                 f"{row.received / 2**20:.1f}",
                 str(row.calls),
                 f"{row.collectives_ms:.1f}",
+                f"{row.hidden_ms:.1f}",
                 f"{row.predicted_ms:.1f}",
                 f"{one.median / row.predicted_ms:.2f}",
             )
@@ -113,7 +115,7 @@ def cells(found: Emulated) -> list[tuple[str, ...]]:
 def about(found: Emulated) -> str:
     """What was measured and what was not."""
     return (
-        f"{MEASURED}. Predicted: collectives (of {found.machine}: {found.bytes_per_s / 1e9:.3g} GB/s to each rank, {found.latency_s * 1e6:.3g} us a call), step and speed-up. "
+        f"{MEASURED}. Predicted: collectives (of {found.machine}: {found.bytes_per_s / 1e9:.3g} GB/s to each rank, {found.latency_s * 1e6:.3g} us a call), exposed or hidden behind work, step and speed-up. "
         f"One device, {len(found.alone.milliseconds)} rounds, order rotated; the slowest rank of each mesh"
     )
 

@@ -34,7 +34,8 @@ This page is written by a command; nothing on it is edited by hand. `python -m s
 
 *Emulated* ranks run one after another on one device, with real kernels; their collectives are stand-ins that cost nothing. Computing, launching and
 memory are measured so. The time of the collectives is **predicted** from the counted bytes and calls and the rates of a hardware profile
-(`seqpar.partitioner.machines`, or one measured by `python -m seqpar.tools.calibrate`), and with it the time of a step on that many devices.
+(`seqpar.partitioner.machines`, or one measured by `python -m seqpar.tools.calibrate`), and with it the time of a step on that many devices. The program is
+replayed in its order: *hidden* is what is on the link behind contractions (which share the measured time by their operations), *exposed* what is waited for.
 """
 
 COMMANDS = """

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from seqpar.tools.bench.command import main
+from seqpar.tools.bench.progress import log
 
 TINY = ["--heads", "2", "--head-dim", "16", "--blocks", "1", "--text-tokens", "8"]
 
@@ -60,11 +61,15 @@ def test_other_files_are_refused(tmp_path):
         main(["--read", str(path)])
 
 
-def test_emulated_ranks_need_no_other_process(tmp_path, capsys):
+def test_emulated_ranks_need_no_other_process(tmp_path, capsys, monkeypatch):
+    for name, value in (("level", log.level), ("propagate", True), ("handlers", [])):
+        monkeypatch.setattr(log, name, value)
     path = tmp_path / "emulated.json"
     arguments = ["--emulate-ranks", "2", "4", "--mesh", "u2r2", "--model", "tiny:pattern-rope", "--size", "128x128", "--rounds", "2", "--hardware", "A100", "--json", str(path)]
     assert main(arguments) == 0
     (found,) = json.loads(path.read_text())["emulated"]
+    said = capsys.readouterr().err
+    assert said.startswith("1 of 1: tiny:pattern-rope on cpu, programs of 2, 4 ranks\n  tracing ") and "\n  ulysses 2 x ring 2: writing programs\n" in said and "round" in said
     assert [(row["ulysses"], row["ring"]) for row in found["rows"]] == [(2, 1), (2, 2)] and found["machine"] == "A100, NVLink"
     assert main(["--read", str(path), str(path), "--json", str(tmp_path / "both.json")]) == 0
     assert main(["--read", str(tmp_path / "both.json"), "--write", str(tmp_path / "page.md")]) == 0

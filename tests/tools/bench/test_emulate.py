@@ -1,6 +1,7 @@
 """Ranks that run by turns in this process: their kernels are the real ones, and what is predicted comes from what was counted."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 from seqpar.runtime.simulate import SimulatedWorld
 from seqpar.tools.bench.emulate import emulate, program, representatives
+from seqpar.tools.bench.progress import log
 from seqpar.tools.bench.stand_in import bind_stand_ins
 
 
@@ -56,17 +58,23 @@ def test_a_compiled_program_has_no_graph_break(case):
     assert not torch._dynamo.utils.counters["graph_break"] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_what_is_measured_and_what_is_predicted(case):
+def test_what_is_measured_and_what_is_predicted(case, caplog, monkeypatch):
     model, inputs, traced = case
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.DEBUG, "seqpar.bench")
     machine = dataclasses.replace(MACHINES["L40"], latency_s=1.0)
     found, refused = emulate(model, inputs, [2, 4], machine, rounds=2)
     assert not refused and [(row.ulysses, row.ring) for row in found.slowest()] == [(2, 1), (2, 2)]  # two heads
+    said = [record.getMessage().strip() for record in caplog.records if record.name == "seqpar.bench"]
+    assert said[:2] == [f"tracing {type(model).__name__}", "ulysses 2 x ring 1: writing programs"]
+    assert said.count("rank 0") == 2 and said[-5:] == ["2 rounds of 6 programs", "warmed up", "warmed up", "round 1 of 2", "round 2 of 2"]
     partitioned = partition(traced, ulysses=2, ring=1)
     assert sum(row.alike for row in found.rows) == 6 and len(representatives(partitioned)) == 2  # 13 and 12 tokens
     first = found.rows[0]
     counts = partitioned.counts[0]
     assert first.received == sum(counts.traffic.bytes.values()) and first.peak > 0 and len(first.milliseconds) == 2
-    assert first.collectives_ms == pytest.approx(1e3 * transfer_seconds(first.received, first.calls, machine), rel=1e-3)
+    on_the_wire = 1e3 * transfer_seconds(first.received, first.calls, machine)
+    assert first.collectives_ms + first.hidden_ms == pytest.approx(on_the_wire) and 0 <= first.hidden_ms <= first.median
     assert first.predicted_ms == first.median + first.collectives_ms > 1000 * first.calls
 
 
