@@ -170,9 +170,31 @@ def helpers_in_traces(hidden: tuple[str, ...]) -> Iterator[None]:
         return
     try:
         setattr(Tracer, name, keep)
-        yield
+        with _lines_on_demand():
+            yield
     finally:
         delattr(Tracer, name) if own is None else setattr(Tracer, name, own)
+
+
+@contextlib.contextmanager
+def _lines_on_demand() -> Iterator[None]:
+    """Let stack traces look up lines of source when they are printed: of the eighty frames around an operator few are kept."""
+    from torch.utils import _traceback as captured
+
+    name = "_extract_symbolized_tb"
+    usual = getattr(captured, name, None)
+
+    def extract(frames: list[dict[str, Any]], skip: int) -> traceback.StackSummary:
+        return traceback.StackSummary(traceback.FrameSummary(f["filename"], f["line"], f["name"], lookup_line=False) for f in reversed(frames[skip:]))
+
+    if usual is None:
+        yield
+        return
+    try:
+        setattr(captured, name, extract)
+        yield
+    finally:
+        setattr(captured, name, usual)
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ def is_causal(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
 
 
+@lru_cache(maxsize=4096)
 def is_contraction(target: object) -> bool:
     """`matmul_flops` counts the work of this operator."""
     return matmul_flops(target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0

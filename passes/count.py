@@ -8,6 +8,7 @@ receives from other ranks, wire padding included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +51,17 @@ def to_meta(value: Any) -> Any:
 
 
 class CountInterpreter(fx.Interpreter):
-    """Runs one rank's unbound program on meta tensors. results: what operators gave before, shared by runs of similar programs."""
+    """Runs one rank's unbound program on meta tensors.
+
+    results: what operators, and seqpar's own functions, gave before; shared by runs of similar programs. Without it those functions
+    run every time, so that it can be seen what they do.
+    """
 
     def __init__(self, gm: fx.GraphModule, groups: dict[str, CountingGroup], counts: Counts, results: MetaResults | None = None) -> None:
         super().__init__(gm, garbage_collect_values=True)
         self.groups = groups
         self.counts = counts
+        self.own = results
         self.results = MetaResults() if results is None else results
         self.extra_traceback = False
 
@@ -73,11 +79,8 @@ class CountInterpreter(fx.Interpreter):
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
-        elif target in SEVERAL_KERNELS:
-            with KernelCounter() as counter:
-                result = super().call_function(target, args, kwargs)
-            self.counts.flops[self.current.name] = counter.flops
-            return result
+        elif target in SEVERAL_KERNELS or getattr(target, "__module__", "").startswith("seqpar.runtime."):
+            return self.call_own(target, args, kwargs)
         else:
             result = self.results(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)
@@ -85,10 +88,29 @@ class CountInterpreter(fx.Interpreter):
             self.counts.flops[self.current.name] = flops
         return result
 
+    def call_own(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One of seqpar's own functions; if it was called like this before, what it did then is noted again."""
+        traffic, ran = self.counts.traffic, False
+
+        def run() -> tuple[Any, tuple[int, Traffic]]:
+            nonlocal ran
+            before, ran = traffic.copy(), True
+            with KernelCounter() if target in SEVERAL_KERNELS else nullcontext() as counter:
+                result = target(*args, **kwargs)
+            return result, (0 if counter is None else counter.flops, traffic.since(before))
+
+        result, (flops, received) = run() if self.own is None else self.own.noted(target, args, kwargs, run)
+        if not ran:
+            traffic.include(received)
+        if target in SEVERAL_KERNELS:
+            self.counts.flops[self.current.name] = flops
+        return result
+
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         before = self.counts.traffic.copy() if "group" in n.kwargs else None
-        result = super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, args, kwargs)
         if before is not None:
             self.counts.received[n.name] = self.counts.traffic.since(before)
         if n.op == "call_function":
@@ -96,12 +118,16 @@ class CountInterpreter(fx.Interpreter):
         return result
 
     def _note_bytes(self, n: fx.Node, result: Any) -> None:
-        read, made = ([t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)] for values in ([self.env[i] for i in n.all_input_nodes], result))
+        read, made = [t for i in n.all_input_nodes for t in _tensors(self.env[i])], _tensors(result)
         known = {t.untyped_storage()._cdata for t in read}
         new = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in made) if storage._cdata not in known}
         if new:
             self.counts.made[n.name] = sum(new.values())
             self.counts.touched[n.name] = sum(t.numel() * t.element_size() for t in (*read, *made))
+
+
+def _tensors(value: Any) -> Sequence[Tensor]:
+    return (value,) if isinstance(value, Tensor) else [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def whole_result(node: fx.Node) -> Any:

@@ -1,12 +1,12 @@
 """Results of operators on meta tensors, remembered by what they depend on: the sizes, strides and dtypes of the operands.
 
 Meta kernels written in Python take a thousand times longer than making an empty tensor, and a program calls the same operator on the same
-sizes in every block and on every rank.
+sizes in every block and on every rank. An attention around a ring is a hundred of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seqpar.compat import OpOverload, pytree
+from seqpar.runtime.counting import CountingGroup
 
 LITERALS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -42,26 +43,30 @@ class MetaResults:
     Invariants: a remembered result has the sizes, strides, dtype and aliasing that the operator itself gave.
     """
 
-    _known: dict[Hashable, tuple[type, tuple[_Made, ...]]] = field(default_factory=dict)
+    _known: dict[Hashable, tuple[type, tuple[_Made, ...], Any]] = field(default_factory=dict)
 
     def __call__(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """`target(*args, **kwargs)`; `kwargs` and nested lists included in what decides."""
         if not isinstance(target, OpOverload) or target._schema.is_mutable:
             return target(*args, **kwargs)
+        return self.noted(target, args, kwargs, lambda: (target(*args, **kwargs), None))[0]
+
+    def noted(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """The result of a call without side effects, and what `run`, which makes it, noted beside the result."""
         operands: list[Tensor] = []
         key = (target, _key(args, operands), _key(dict(kwargs), operands))
         if None in key:
-            return target(*args, **kwargs)
+            return run()
         found = self._known.get(key)
         if found is None:
-            result = target(*args, **kwargs)
+            result, note = run()
             recorded = _record(result, operands)
             if recorded is not None:
-                self._known[key] = recorded
-            return result
-        kind, made = found
+                self._known[key] = (*recorded, note)
+            return result, note
+        kind, made, note = found
         results = [m.make(operands) for m in made]
-        return results[0] if kind is Tensor else kind(results)
+        return results[0] if kind is Tensor else kind(results), note
 
 
 def _key(value: Any, operands: list[Tensor]) -> Hashable | None:
@@ -74,6 +79,8 @@ def _key(value: Any, operands: list[Tensor]) -> Hashable | None:
         return (place, value.shape, value.stride(), value.dtype)
     if isinstance(value, LITERALS):
         return (type(value), value)
+    if isinstance(value, CountingGroup):
+        return (CountingGroup, value.size, value.rank)
     if isinstance(value, list | tuple):
         parts = tuple(_key(v, operands) for v in value)
         return None if None in parts else (type(value), parts)

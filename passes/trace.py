@@ -29,7 +29,7 @@ from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
-from seqpar.passes.progress import staged
+from seqpar.passes.progress import collector_paused, staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
@@ -220,6 +220,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(quiet())
+        stack.enter_context(collector_paused())  # fake tensors hold no memory
         stack.enter_context(helpers_seen())
         stack.enter_context(restored(model))
         if recording.reads:

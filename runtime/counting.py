@@ -21,6 +21,12 @@ class Traffic:
         self.bytes[kind] += received
         self.calls[kind] += 1
 
+    def include(self, other: "Traffic") -> None:
+        """Record all that another has recorded."""
+        for mine, its in ((self.bytes, other.bytes), (self.calls, other.calls)):
+            for kind in KINDS:
+                mine[kind] += its[kind]
+
     def copy(self) -> "Traffic":
         """The counts as they are now."""
         return Traffic(dict(self.bytes), dict(self.calls))

@@ -8,8 +8,11 @@ from unittest import mock
 import pytest
 
 from seqpar.models import registry
+from seqpar.partitioner import infer
 from seqpar.passes import pipeline
+from seqpar.passes.options import Options
 from seqpar.passes.trace import trace
+from seqpar.runtime import ring
 from seqpar.tools.compile_time import measure
 
 
@@ -19,9 +22,9 @@ def test_another_cut_of_a_grid_is_tried_where_it_may_pay(layers: int, times: int
     family = registry.get("wan")
     settings = family.with_layers(family.full, layers)
     traced = trace(family.build(settings, device="meta"), (), family.native_inputs(settings, device="meta"), dynamic=False)
-    with mock.patch.object(pipeline, "infer", side_effect=pipeline.infer) as infer, mock.patch.object(pipeline, "solve", side_effect=pipeline.solve) as solve:
+    with mock.patch.object(pipeline, "infer", side_effect=pipeline.infer) as inferred, mock.patch.object(pipeline, "solve", side_effect=pipeline.solve) as solved:
         pipeline.partition(traced, ulysses=2)
-    assert (infer.call_count, solve.call_count) == (times, times)
+    assert (inferred.call_count, solved.call_count) == (times, times)
 
 
 def test_linear_in_blocks() -> None:
@@ -29,6 +32,24 @@ def test_linear_in_blocks() -> None:
     assert all(t.compile <= 0.5 * t.trace for t in timings), timings
     per_block = [t.per_block for t in timings]
     assert max(per_block) <= 1.5 * min(per_block), timings
+
+
+def test_what_runs_per_block() -> None:
+    """Counted, not timed: every block costs as many rules as the one before, and counting a program runs an attention once, however many blocks have one like it."""
+    family, rules, rings = registry.get("wan"), [], []
+    for layers in (2, 3, 4):
+        settings = family.with_layers(family.tiny_config(heads=8), layers)
+        traced = trace(family.build(settings, device="meta"), (), family.grid_inputs(settings, rows=16, columns=16, text_len=32, device="meta"), dynamic=False)
+        with mock.patch.object(infer, "_read_call", side_effect=infer._read_call) as read, mock.patch.object(ring, "rotate", side_effect=ring.rotate) as rotated:
+            partitioned = pipeline.partition(traced, ulysses=2, ring=2, options=Options(grids=False))
+            partitioned.program(0)
+        around = [node.name for node in partitioned.emitted(0).graph.nodes if node.target is ring.ring_attention]
+        assert len(around) == layers and len({partitioned.counts[0].flops[name] for name in around}) == 1
+        assert {tuple(partitioned.counts[0].received[name].bytes.values()) for name in around} != {(0,) * 4}, "what was remembered is counted again"
+        rules.append(read.call_count)
+        rings.append(rotated.call_count)
+    assert rules[2] - rules[1] == rules[1] - rules[0] > 0, rules
+    assert rings == [1, 1, 1], rings
 
 
 def test_a_second_start(capsys: pytest.CaptureFixture[str]) -> None:
