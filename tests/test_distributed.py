@@ -102,6 +102,39 @@ def test_other_strategies_on_real_ranks_and_compiled(ranks, heads, hardware, str
             assert error <= 1e-5 and all(strategy in s or s == "local" for s in found), found
 
 
+class Attention(torch.nn.Module):
+    """Self-attention of grouped heads; x [B, S, 8]."""
+
+    def __init__(self, heads, kv_heads, is_causal):
+        super().__init__()
+        self.q, self.kv, self.out = torch.nn.Linear(8, heads * 8), torch.nn.Linear(8, kv_heads * 16), torch.nn.Linear(heads * 8, 8)
+        self.options = {"is_causal": is_causal, "enable_gqa": heads != kv_heads}
+
+    def forward(self, x):
+        q = self.q(x).unflatten(-1, (-1, 8)).transpose(1, 2)
+        k, v = (t.unflatten(-1, (-1, 8)).transpose(1, 2) for t in self.kv(x).chunk(2, -1))
+        return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v, **self.options).transpose(1, 2).flatten(2))
+
+
+def share_heads_and_compare(*shapes):
+    torch.manual_seed(0)
+    found = []
+    for heads, kv_heads, is_causal, ulysses, ring in shapes:
+        model, x = Attention(heads, kv_heads, is_causal).eval(), torch.randn(2, 133, 8)
+        fast = seqpar.sp_compile(model, (x,), ulysses=ulysses, ring=ring, dynamic=False)
+        with torch.no_grad():
+            error = error_between(fast(x), model(x))
+        found.append((error, fast.plan.attention[0].strategy, max(fast.plan.flops_per_rank) / fast.plan.flops_total))
+    return found
+
+
+def test_fewer_heads_than_ranks_grouped_and_causal_ones_on_real_ranks(ranks):
+    shapes = [(2, 2, False, 4, 1), (6, 2, True, 4, 1), (3, 1, True, 2, 2)]
+    for rank in ranks.run(share_heads_and_compare, *shapes):
+        assert all(error <= 1e-5 and busiest <= 1.05 / 4 for error, _, busiest in rank), rank
+        assert [strategy for _, strategy, _ in rank] == ["local", "ulysses (shared heads)", "ulysses (shared heads)"]
+
+
 def dynamo_and_compare(name, ulysses, ring, backend, *sizes):
     torch._dynamo.reset()
     model, inputs = make(name, *sizes)

@@ -192,14 +192,6 @@ def test_meshes_that_do_not_fit(ranks, arguments, words):
             raise outcome
 
 
-def more_ulysses_than_heads():
-    seqpar.sp_compile(Attention(heads=2).eval(), (x_of(),), ulysses=4, dynamic=False)
-
-
-def test_more_ulysses_than_heads_on_every_rank(ranks):
-    assert not [x for x in ranks.outcomes(more_ulysses_than_heads) if isinstance(x, Exception)]
-
-
 def without_attention():
     model = Pointwise()
     with warnings.catch_warnings(record=True) as caught:
