@@ -204,7 +204,7 @@ class Compiler:
             warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
         rank = self.mesh.rank if self.mesh is not None else 0
         unbound = partitioned.program(rank)
-        gm = unbound if self.mesh is None else bind_groups(unbound, self.mesh)
+        gm = bind_groups(unbound, self.mesh)
         # A module that runs as it is stays outside what the backend compiles.
         run = Runner(gm, self.compiled(not traced.opaque, traced.shape_env is not None))
         slim = dataclasses.replace(traced, call=traced.call.without_data(), marks=None)

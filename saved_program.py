@@ -158,7 +158,7 @@ def read_program(name: str, json: Reader, raw: Callable[[str], bytes], model: to
         guard = ReadGuard(gm, tuple(Record(value, read["reduce"], None, read["function"], read["where"]) for read, value in reads))
     interface = Interface(sizes, bool(data["symbolic"]), out_spec, mutations, (), guard, float(data["seconds"]))
     split = bool(axes_used(unbound))
-    gm = unbound if builder.mesh is None else bind_groups(unbound, builder.mesh)
+    gm = bind_groups(unbound, builder.mesh)
     opaque = bool(data["constants"]["calls"])
     run = Runner(gm, builder.compiled(not opaque, interface.symbolic))
     kept = read_dataclass(Kept, json(f"{name}/pictures.json")) if data["pictures"] else None

@@ -23,12 +23,16 @@ class HasGroups(Protocol):
         """Axis name -> process group name."""
 
 
-def bind_groups(gm: fx.GraphModule, mesh: HasGroups) -> fx.GraphModule:
-    """A copy of `gm` in which every keyword `group` that is an axis name is this rank's process group name.
+def bind_groups(gm: fx.GraphModule, mesh: HasGroups | None) -> fx.GraphModule:
+    """A copy of `gm`, ready to run, in which every keyword `group` that is an axis name is this rank's process group name.
+
+    Without a mesh (one rank, nothing communicates): the same graph.
 
     Raises:
         MeshError: the mesh has no group for an axis the program communicates over.
     """
+    if mesh is None:
+        return with_graph(gm, gm.graph, compiled=True)
     graph = copied(gm.graph)
     for node in graph.nodes:
         axis = node.kwargs.get("group")
