@@ -92,7 +92,7 @@ EMIT_MUTANTS = (
     Mutant("causal is forgotten under Ulysses", "passes/attend.py", "args = (q, k, v, mask, 0.0, spec.is_causal)", "args = (q, k, v, mask, 0.0, False)", ATTEND),
     Mutant("the scale is forgotten under a ring", "passes/attend.py", '{"scale": spec.scale, "enable_gqa": gqa}', '{"enable_gqa": gqa}', (*ATTEND, *RECOGNISE)),
     Mutant("the last key head of a group is missing", "partitioner/attention_heads.py", "first, last = start // group, -(-stop // group)", "first, last = start // group, max(stop // group, start // group + 1)", ("tests/partitioner/test_attention_heads.py",)),
-    Mutant("divided groups read their key heads in plain order", "partitioner/attention_heads.py", "expansion.append(None if regular else reads)", "expansion.append(None)", ("tests/partitioner/test_attention_heads.py",)),
+    Mutant("divided groups read their key heads in plain order", "partitioner/attention_heads.py", "return first, last, None if regular else reads", "return first, last, None", ("tests/partitioner/test_attention_heads.py",)),
     Mutant("a written-out attention loses its scale", "passes/recognise.py", "scale=found.scale)", "scale=None)", RECOGNISE),
     Mutant("a mask is added before the scale", "passes/recognise.py", "node if mask.scale == 1.0 else", "node if True else", RECOGNISE),
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),

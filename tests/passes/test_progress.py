@@ -56,9 +56,9 @@ def test_one_file_per_pass_numbered(seen):
     files = sorted(path for path in next(iter(folder.iterdir())).iterdir())
     assert [path.name for path in files] == [
         "00_traced.txt", "01_flex_to_attention.txt", "02_kernels_to_attention.txt", "03_recognise_attention.txt", "04_operands_apart.txt",
-        "05_simplify_masks.txt", "06_losses_by_token.txt", "07_drop_copies.txt", "08_layouts.txt", "09_program_of_rank_0.txt",
+        "05_simplify_masks.txt", "06_losses_by_token.txt", "07_drop_copies.txt", "08_layouts.txt", "09_program_of_rank_0.txt", "10_scheduled_of_rank_0.txt",
     ]  # fmt: skip
-    traced, _, _, recognised, *_, layouts, program = (path.read_text() for path in files)
+    traced, _, _, recognised, *_, layouts, program, _ = (path.read_text() for path in files)
     assert traced.startswith("# traced: ") and "torch.ops.aten" in traced
     assert "#   -1 aten._softmax.default" in recognised or "#   -1 aten.softmax.int" in recognised
     assert "#   +1 aten.scaled_dot_product_attention.default" in recognised and "class " in recognised

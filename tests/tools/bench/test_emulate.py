@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from seqpar.errors import UnsupportedError
 from seqpar.models import registry
 from seqpar.partitioner.machines import MACHINES
 from seqpar.passes.estimate import transfer_seconds
@@ -64,10 +65,10 @@ def test_what_is_measured_and_what_is_predicted(case, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG, "seqpar.bench")
     machine = dataclasses.replace(MACHINES["L40"], latency_s=1.0)
     found, refused = emulate(model, inputs, [2, 4], machine, rounds=2)
-    assert not refused and [(row.ulysses, row.ring) for row in found.slowest()] == [(2, 1), (2, 2)]  # two heads
+    assert not refused and [(row.ulysses, row.ring) for row in found.slowest()] == [(2, 1), (4, 1)]
     said = [record.getMessage().strip() for record in caplog.records if record.name == "seqpar.bench"]
     assert said[:2] == [f"tracing {type(model).__name__}", "ulysses 2 x ring 1: writing programs"]
-    assert said.count("rank 0") == 2 and said[-5:] == ["2 rounds of 6 programs", "warmed up", "warmed up", "round 1 of 2", "round 2 of 2"]
+    assert said.count("rank 0") == 2 and said[-5:] == ["2 rounds of 7 programs", "warmed up", "warmed up", "round 1 of 2", "round 2 of 2"]
     partitioned = partition(traced, ulysses=2, ring=1)
     assert sum(row.alike for row in found.rows) == 6 and len(representatives(partitioned)) == 2  # 13 and 12 tokens
     first = found.rows[0]
@@ -78,7 +79,12 @@ def test_what_is_measured_and_what_is_predicted(case, caplog, monkeypatch):
     assert first.predicted_ms == first.median + first.collectives_ms > 1000 * first.calls
 
 
-def test_a_mesh_that_does_not_fit_is_told(case):
+def refusing(*_, **mesh):
+    raise UnsupportedError("not this one")
+
+
+def test_a_mesh_that_does_not_fit_is_told(case, monkeypatch):
     model, inputs, _ = case
+    monkeypatch.setattr("seqpar.tools.bench.emulate.partition", refusing)
     found, refused = emulate(model, inputs, [4], MACHINES["H100"], meshes=[(4, 1)], rounds=1)
-    assert not found.rows and len(refused) == 1 and "ulysses=4 exceeds" in refused[0]
+    assert not found.rows and refused == ["ulysses 4 x ring 1: not this one"]
