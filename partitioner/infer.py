@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -47,6 +48,7 @@ class Inference:
     merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
     fused: bool = False
     written: dict[Node, Node] = field(default_factory=dict)
+    answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # worked out when it was complete, for the next who asks
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])

@@ -65,6 +65,13 @@ class Riders:
 
 def riders_of(inference: Inference, ranks: int, ring: int) -> Riders:
     """The riders of all causal attentions around a ring; those of the first one where two disagree."""
+    key = (Riders, ranks, ring)
+    if key not in inference.answers:
+        inference.answers[key] = _read_riders(inference, ranks, ring)
+    return inference.answers[key]
+
+
+def _read_riders(inference: Inference, ranks: int, ring: int) -> Riders:
     found = Riders(ranks)
     for relation in inference.attentions if ring > 1 else ():
         run = _stretch(inference, relation)
