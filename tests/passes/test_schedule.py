@@ -122,10 +122,10 @@ def test_work_is_behind_gathered_keys_and_values():
 
 
 def test_work_of_the_next_block_is_behind_the_exchange_back_of_shared_heads():
-    """Three heads on two ranks: one is shared by rows, and its pieces come back while the next modulation is worked out."""
-    found = traced(text=8, image=120, heads=3, kv_heads=3, width=24)
-    slow = Machine(flops_per_s=1e9, bytes_per_s=1e12, latency_s=1e-6)  # balance is worth a call, and the first product alone hides the exchange
-    partitioned = partition(found, ulysses=2, machine=slow)
+    """Six heads on four ranks: two are shared by rows, and their pieces come back while the next modulation is worked out."""
+    found = traced(text=8, image=120, heads=6, kv_heads=6, width=48)
+    slow = Machine(flops_per_s=1e9, bytes_per_s=1e9, latency_s=1e-6).at_real_rates()  # balance is worth a call, and the first product alone hides the exchange
+    partitioned = partition(found, ulysses=4, machine=slow)
     nodes = list(partitioned.program(0).graph.nodes)
     moved = between(nodes, start_pieces_to_seq, finish_pieces_to_seq)
     assert moved and aten.linear.default in moved[0], [a.strategy for a in partitioned.plan.attention]

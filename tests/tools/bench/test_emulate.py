@@ -62,6 +62,7 @@ def test_a_compiled_program_has_no_graph_break(case):
 def test_what_is_measured_and_what_is_predicted(case, caplog, monkeypatch):
     model, inputs, traced = case
     monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [])  # pytest puts its own on loggers that do not propagate
     caplog.set_level(logging.DEBUG, "seqpar.bench")
     machine = dataclasses.replace(MACHINES["L40"], latency_s=1.0)
     found, refused = emulate(model, inputs, [2, 4], machine, rounds=2)
