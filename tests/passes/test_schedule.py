@@ -130,8 +130,8 @@ def test_work_of_the_next_block_is_behind_the_exchange_back_of_shared_heads():
     moved = between(nodes, start_pieces_to_seq, finish_pieces_to_seq)
     assert moved and aten.linear.default in moved[0], [a.strategy for a in partitioned.plan.attention]
     assert collectives_of(partitioned.program(0).graph) == collectives_of(partitioned.emitted(0).graph) == partitioned.collectives(1)
-    assert verify_traced(found, ulysses=2, ring=1, machine=slow).ok
-    plain = partition(found, ulysses=2, machine=slow, options=AS_EMITTED)
+    assert verify_traced(found, ulysses=4, ring=1, machine=slow).ok
+    plain = partition(found, ulysses=4, machine=slow, options=AS_EMITTED)
     for here, there in zip(simulate(partitioned, inputs_of(found)), simulate(plain, inputs_of(found)), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
