@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqpar.runtime.attention import attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
-from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, is_sharded, local_ranges, sharded_only, take, total
+from seqpar.runtime.layout import Range, Segments, global_ranges, is_sharded, local_ranges, sharded_only, take, total, which_travel
 from seqpar.runtime.ring import refuse_gradients
 from seqpar.runtime.travel import SCALE_BYTES, Form
 from seqpar.runtime.wire import Block, pack, unpack
@@ -39,7 +39,7 @@ def start_seq_to_pieces(
 ) -> Tensor:
     """The 1-D buffer of all positions that come from other ranks, on its way; `finish_seq_to_pieces` reads it. Empty if nothing is exchanged."""
     size, rank = size_of(group), rank_of(group)
-    sent = _sent(segments, size)
+    sent = which_travel(segments, size)
     if not sent:
         return tensors[0].new_empty(0)
     assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
@@ -66,7 +66,7 @@ def finish_seq_to_pieces(
 ) -> list[Tensor]:
     """Wait for what `start_seq_to_pieces` of the same arguments began: the result of `seq_to_pieces`."""
     size, rank = size_of(group), rank_of(group)
-    sent = _sent(segments, size)
+    sent = which_travel(segments, size)
     wanted = [(i, piece) for i in range(len(tensors)) for piece in tables[i][rank]]
     arrived: dict[tuple[int, int], Iterator[Tensor]] = {}  # number of the piece, peer -> its part of every exchanged segment
     if sent:
@@ -174,11 +174,6 @@ def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | N
     if rows > square:
         results.append(seen(square, rows - square, 0, keys))
     return refuse_gradients(_cat([out.to(q.dtype) for out, _ in results], 2) if results else q.new_zeros((*q.shape[:3], v.shape[3])))
-
-
-def _sent(segments: Sequence[Segments], size: int) -> list[int]:
-    """Which tensors are exchanged."""
-    return [i for i, s in enumerate(segments) if any_sharded(s)] if size > 1 else []
 
 
 def _heads(x: Tensor, piece: Piece) -> Tensor:

@@ -34,6 +34,11 @@ def any_sharded(segments: Segments) -> bool:
     return any(is_sharded(segment) for segment in segments)
 
 
+def which_travel(segments: Sequence[Segments], size: int) -> list[int]:
+    """Which of several tensors, with these segments, an exchange over `size` ranks moves."""
+    return [i for i, s in enumerate(segments) if any_sharded(s)] if size > 1 else []
+
+
 def local_ranges(segments: Segments, rank: int) -> list[Range]:
     """Where each segment, or rank's part of it, lies in the rank's local dim."""
     ranges, start = [], 0

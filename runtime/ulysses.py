@@ -17,7 +17,6 @@ from torch import Tensor
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
 from seqpar.runtime.layout import (
     Segments,
-    any_sharded,
     assemble,
     global_ranges,
     is_sharded,
@@ -26,6 +25,7 @@ from seqpar.runtime.layout import (
     sharded_only,
     take,
     total,
+    which_travel,
 )
 from seqpar.runtime.travel import Form
 from seqpar.runtime.wire import Block, pack, unpack
@@ -53,7 +53,7 @@ def start_seq_to_heads(
 ) -> Tensor:
     """The 1-D buffer of all positions that come from other ranks, on its way; `finish_seq_to_heads` reads it. Empty if nothing is exchanged."""
     size, rank = size_of(group), rank_of(group)
-    sent = _sent(segments, size)
+    sent = which_travel(segments, size)
     if not sent:
         return tensors[0].new_empty(0)
     assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
@@ -83,7 +83,7 @@ def finish_seq_to_heads(
 ) -> list[Tensor]:
     """Wait for what `start_seq_to_heads` of the same arguments began: the result of `seq_to_heads`. Received parts are views, joined by one copy."""
     size, rank = size_of(group), rank_of(group)
-    sent = _sent(segments, size)
+    sent = which_travel(segments, size)
     own = [x.transpose(1, 2).narrow(2, h[rank][0], h[rank][1] - h[rank][0]) for x, h in zip(tensors, heads, strict=True)]
     if sent:
         form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
@@ -154,11 +154,6 @@ def finish_heads_to_seq(wire: Tensor, x: Tensor, segments: Segments, heads: Head
     own = take(x if all(map(is_sharded, segments)) else form.rounded(x), 1, rows)
     parts.insert(rank, own[0] if len(own) == 1 else torch.cat(own, 1))
     return torch.cat(parts, 2).transpose(1, 2)
-
-
-def _sent(segments: Sequence[Segments], size: int) -> list[int]:
-    """Which tensors are exchanged."""
-    return [i for i, s in enumerate(segments) if any_sharded(s)] if size > 1 else []
 
 
 def _decoded(form: Form, received: Sequence[Tensor], at: int, count: int) -> list[Tensor]:
