@@ -20,6 +20,7 @@ from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.labels import Degrees, LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
+from seqpar.partitioner.turns import turns_of
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
     exchanged, travels = _mesh_bytes(inference, solution, node, found)
     exchange = _wire(exchanged, 2, machine) if u > 1 else 0.0
     around = _wire(travels, r - 1, machine)
-    return attend * found.uneven + exchange + max(0.0, around - attend * (r - 1) / r)
+    saved = turns_of(inference, solution.prices, node, found).saved / machine.flops_per_s
+    return attend * found.uneven + exchange + max(0.0, around - attend * (r - 1) / r) - saved
 
 
 def attention_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None) -> float:

@@ -23,6 +23,7 @@ from seqpar.partitioner.marker import is_marker
 from seqpar.partitioner.op import outputs_of, shape_of
 
 aten = torch.ops.aten
+OPERATIONS_PER_BYTE = 100  # that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ After:  %q_h, %k_h, %v_h = seq_to_heads([%q, %k, %v], …, group="ulysses")     
         %o_h = ring_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")
         %o = heads_to_seq(%o_h, …, group="ulysses")                                           [B, H, S/N, D]
 
+Where it pays (`partitioner/turns.py`) heads are exchanged and attended in turns, and the results joined:
+        %q_0, … = seq_to_heads(…); %q_1, … = seq_to_heads(…); %o_0 = heads_to_seq(sdpa(%q_0, …)); %o_1 = heads_to_seq(sdpa(%q_1, …)); %o = cat(…)
+
 A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`). Heads that ranks share
 by query rows: `attend_shares.py`.
 """
@@ -21,12 +24,14 @@ from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
+from seqpar.partitioner.attention_heads import HeadPlan
 from seqpar.partitioner.division import division
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.turns import turns_of
 from seqpar.passes.attend_shares import emit_shares
 from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
@@ -152,32 +157,42 @@ class Exchange:
     def _exchanged(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         if self.division.shared:
             return emit_shares(self, (q, k, v), mask)
-        if self.ulysses > 1:
-            q, k, v = self._to_heads(q, k, v)
-            mask = self._mask_heads(mask)
-        out = self._attend(q, k, v, mask)
-        if self.ulysses > 1:
-            heads = tuple(self.heads.queries)
-            out = self.emitter.exchange(heads_to_seq, (out, self.in_row(self.results, self.row_order), heads), {"group": "ulysses"})
-        return out
+        if self.ulysses == 1:
+            return self._attend(q, k, v, mask)
+        turns = turns_of(self.emitter.view.inference, self.emitter.view.solution.prices, self.node, self.division).heads
+        moved = [self._to_heads(q, k, v, heads) for heads in turns]  # next to one another: all are on their way before the first attends
+        results = [self._from_heads(self._attend(*self._received(x, heads), self._mask_heads(mask, heads)), heads) for x, heads in zip(moved, turns, strict=True)]
+        return results[0] if len(results) == 1 else self._joined(results)
 
-    def _to_heads(self, q: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
+    def _to_heads(self, q: Any, k: Any, v: Any, heads: HeadPlan) -> Any:
         rows, columns = self.in_row(self.rows, self.row_order), self.in_row(self.columns, self.column_order)
-        heads = [tuple(self.heads.queries), tuple(self.heads.keys), tuple(self.heads.keys)]
-        moved = self.emitter.exchange(seq_to_heads, ([q, k, v], [rows, columns, columns], heads), {"group": "ulysses"})
+        return self.emitter.exchange(seq_to_heads, ([q, k, v], [rows, columns, columns], [heads.queries, heads.keys, heads.keys]), {"group": "ulysses"})
+
+    def _received(self, moved: Any, heads: HeadPlan) -> tuple[Any, Any, Any]:
         q, k, v = (self.emitter.call(operator.getitem, (moved, i)) for i in range(3))
-        index = self.heads.expansion[self.ulysses_rank]
+        index = heads.expansion[self.ulysses_rank]
         if index is not None:
             k, v = (self.emitter.call(select_heads, (x, index)) for x in (k, v))
         return q, k, v
 
-    def _mask_heads(self, mask: Any) -> Any:
+    def _from_heads(self, out: Any, heads: HeadPlan) -> Any:
+        first = heads.queries[0][0]
+        back = tuple((start - first, stop - first) for start, stop in heads.queries)
+        return self.emitter.exchange(heads_to_seq, (out, self.in_row(self.results, self.row_order), back), {"group": "ulysses"})
+
+    def _joined(self, results: list[Any]) -> Any:
+        """The heads of all turns, in [B, S, H, D] memory order like those of one exchange."""
+        call = self.emitter.call
+        parts = [call(aten.transpose.int, (x, 1, 2)) for x in results]
+        return call(aten.transpose.int, (call(aten.cat.default, (parts, 2)), 1, 2))
+
+    def _mask_heads(self, mask: Any, heads: HeadPlan) -> Any:
         if mask is None:
             return None
         shape = self.relation.operands[self.spec.mask].meta["val"].shape
         if len(shape) < 3 or shape[-3] == 1:
             return mask
-        start, stop = self.heads.queries[self.ulysses_rank]
+        start, stop = heads.queries[self.ulysses_rank]
         return self.emitter.call(aten.slice.Tensor, (mask, len(shape) - 3, start, stop))
 
     def _attend(self, q: Any, k: Any, v: Any, mask: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.cost import OPERATIONS_PER_BYTE, Machine
 from seqpar.passes.count import Counts
 
-FLOPS_PER_BYTE = 100  # operations that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
 LAUNCH_S = 3e-6  # of one operator
 
 
@@ -16,5 +15,5 @@ def transfer_seconds(received: int, calls: int, machine: Machine) -> float:
 
 def node_seconds(counts: Counts, name: str, machine: Machine) -> float:
     """Computing time of one node, communication left out: bound by arithmetic or by memory; 0 for views, weights and inputs."""
-    work = max(counts.flops.get(name, 0), FLOPS_PER_BYTE * counts.touched.get(name, 0))
+    work = max(counts.flops.get(name, 0), OPERATIONS_PER_BYTE * counts.touched.get(name, 0))
     return work / machine.flops_per_s + LAUNCH_S if work else 0.0

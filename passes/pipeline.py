@@ -22,6 +22,7 @@ from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.solve import Solution, is_cross, solve
+from seqpar.partitioner.turns import turns_of
 from seqpar.passes.apart import operands_apart
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.boundary import detach
@@ -116,8 +117,9 @@ class Partitioned:
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
-                shared = division(self.inference, degrees, self.solution.prices, node).shared
-                digest.update(f"{in_zigzag(self.inference, self.solution, node)} {shared}".encode())
+                found = division(self.inference, degrees, self.solution.prices, node)
+                turns = len(turns_of(self.inference, self.solution.prices, node, found).heads)
+                digest.update(f"{in_zigzag(self.inference, self.solution, node)} {found.shared} {turns}".encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()

@@ -14,6 +14,7 @@ from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.turns import turns_of
 from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.localise import one_line
@@ -135,7 +136,8 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
     if node in solution.labels.exchanged:
         zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
         found = division(inference, degrees, solution.prices, node)
-        strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "")
+        turns = len(turns_of(inference, solution.prices, node, found).heads)
+        strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "") + (f" (in {turns} turns)" if turns > 1 else "")
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
         why += f"; {found.reason}" if found.reason else ""
     else:

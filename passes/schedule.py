@@ -11,6 +11,7 @@ program as it was emitted; else one with a shorter reach, at last the program as
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,7 @@ def schedule(gm: fx.GraphModule, counts: Counts, machine: Machine = Machine()) -
     program = _Program(gm.graph, counts, machine)
     if not any(node.target in HALVES for node in program.collectives):
         return gm
-    limit = MEMORY_BOUND * program.peak([Step(node) for node in program.nodes])
+    limit = MEMORY_BOUND * program.peak(_as_emitted(program.nodes))
     for reach in range(REACH, 0, -1):
         steps = _joined(_Order(program, reach).run(), program.seconds)
         if not any(step.half == 0 for step in steps):
@@ -245,6 +246,15 @@ class _Order:
                 blocked.add(candidate)
             elif self.program.seconds[candidate] > 0:
                 self.emit([*self.ancestors(candidate), candidate])
+
+
+def _as_emitted(nodes: Iterable[Node]) -> list[Step]:
+    """The order of the program; of exchanges next to one another, the turns of an attention, the memory counts as if they were the one they came from."""
+    steps: list[Step] = []
+    for target, same in itertools.groupby(nodes, lambda node: node.target):
+        run = list(same)
+        steps += [Step(n, half) for half in (0, 1) for n in run] if target in HALVES and len(run) > 1 else map(Step, run)
+    return steps
 
 
 def _joined(steps: Sequence[Step], seconds: Mapping[Node, float]) -> list[Step]:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.cost import OPERATIONS_PER_BYTE, Machine
 from seqpar.passes.count import Counts
-from seqpar.passes.estimate import FLOPS_PER_BYTE, LAUNCH_S, node_seconds, transfer_seconds
+from seqpar.passes.estimate import LAUNCH_S, node_seconds, transfer_seconds
 
 MACHINE = Machine(flops_per_s=100.0, bytes_per_s=10.0, latency_s=0.5)
 
@@ -16,6 +16,6 @@ def test_on_the_wire():
 def test_bound_by_arithmetic_or_by_memory():
     counts = Counts(flops={"product": 500, "thin": 1}, touched={"product": 1, "thin": 10, "sum": 4})
     assert node_seconds(counts, "product", MACHINE) == pytest.approx(5.0 + LAUNCH_S)
-    assert node_seconds(counts, "thin", MACHINE) == pytest.approx(10 * FLOPS_PER_BYTE / 100.0 + LAUNCH_S)
-    assert node_seconds(counts, "sum", MACHINE) == pytest.approx(4 * FLOPS_PER_BYTE / 100.0 + LAUNCH_S)
+    assert node_seconds(counts, "thin", MACHINE) == pytest.approx(10 * OPERATIONS_PER_BYTE / 100.0 + LAUNCH_S)
+    assert node_seconds(counts, "sum", MACHINE) == pytest.approx(4 * OPERATIONS_PER_BYTE / 100.0 + LAUNCH_S)
     assert node_seconds(counts, "view", MACHINE) == 0.0
