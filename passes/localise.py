@@ -150,6 +150,14 @@ def _mean(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return aten.sum.dim_IntList, (bound["self"], bound["dim"], bound["keepdim"]), {"dtype": wide}
 
 
+def _linear(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """A partial sum without the bias, which `Emitter.finish` adds."""
+    if emitter.view.reduced(node, relation) is None:
+        return node.target, node.args, dict(node.kwargs)
+    bound = bind_arguments(node)
+    return node.target, (bound["input"], bound["weight"]), {}
+
+
 MOMENTS: dict[Any, Callable[..., Any]] = {
     aten.var.correction: variance, aten.var.dim: variance, aten.std.correction: deviation, aten.std.dim: deviation,
     aten.var_mean.correction: variance_and_mean, aten.std_mean.correction: deviation_and_mean,
@@ -234,6 +242,7 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "split": _split,
     "pad": _pad,
     "mean": _mean,
+    "linear": _linear,
     "moments": _moments,
     "euclidean_norm": _euclidean_norm,
     "repeat_interleave": _repeat_interleave,

@@ -6,15 +6,23 @@ import torch
 
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
+from seqpar.partitioner.relation import Rewrite
 
 aten = torch.ops.aten
 
 
 @rule(aten.linear.default)
 def linear(op: Op) -> None:
-    """`([..., k], [o, k], [o]) -> [..., o]`"""
-    x = op.index(op.args["input"])
+    """`([..., k], [o, k], [o]) -> [..., o]`. A layer over tokens (token mixing, Linformer): rows of its weight for a part of the result, columns for a part of the input."""
+    x, weight = op.index(op.args["input"]), op.index(op.args["weight"])
     op.carry_all(x, skip=(-1,))
+    op.carry(weight, 0, len(op.out_shape) - 1)
+    if op.args["bias"] is not None:
+        op.carry(op.index(op.args["bias"]), 0, len(op.out_shape) - 1)
+        op.rewrite = Rewrite("linear")  # the bias enters a sum of parts once
+    if op.tie(x, op.rank(x) - 1, weight, 1):
+        op.reduce(x, op.rank(x) - 1)
+        op.reduce(weight, 1)
     op.reason = "linear layer over this dim"
 
 
