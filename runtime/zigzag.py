@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from seqpar.runtime.attention import Partial, attend, merge
-from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
+from seqpar.runtime.groups import Group, rank_of, size_of
 from seqpar.runtime.layout import Range
+from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.ring import refuse_gradients, rotate
-from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block, pack, unpack
+from seqpar.runtime.wire import Block
 
 
 def zigzag_attention(
@@ -112,36 +112,25 @@ def move(
     comm_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
-    size, rank = size_of(group), rank_of(group)
-    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
-    xs = [x.transpose(1, 2) for x in tensors]
-    form = Form.of(xs[0].dtype, len(xs), comm_dtype)
-    encoded, header = form.encode(xs)
-    row = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in xs)
-    sent = [_chunk(x, chunks, before[rank]) for x in encoded]
-    blocks: list[Block] = []
-    shapes: list[list[int]] = []
-    in_sizes, out_sizes, sources = [0] * size, [0] * size, []
-    for peer in range(size):
-        if peer == rank:
-            continue
-        for c in before[rank]:
-            if c in after[peer]:
-                blocks += [(header, 0)] if header else []
-                blocks += [([mine[c]], 1) for mine in sent]
-                in_sizes[peer] = in_sizes[peer] + form.header + row * chunks[c]
-        for c in before[peer]:
-            if c in after[rank]:
-                sources.append(c)
-                shapes += [[form.header]] if form.header else []
-                shapes += [[x.shape[0], chunks[c], x.shape[2], x.shape[3]] for x in xs]
-                out_sizes[peer] = out_sizes[peer] + form.header + row * chunks[c]
-    received = iter(unpack(wait(start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)), shapes))
-    local = [_chunk(x, chunks, before[rank]) for x in xs]
-    for c in sources:
-        scales = next(received) if form.header else None
-        for mine, part in zip(local, form.decode([next(received) for _ in xs], scales), strict=True):
-            mine[c] = part.to(form.dtype)
+    rank = rank_of(group)
+    local = [_chunk(x.transpose(1, 2), chunks, before[rank]) for x in tensors]
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """Chunk after chunk, of every tensor."""
+        sent = [_chunk(x, chunks, before[rank]) for x in encoded]
+        return [([mine[c]], 1) for c in before[rank] if c in after[peer] for mine in sent]
+
+    def incoming(peer: int) -> Incoming:
+        numbers = [c for c in before[peer] if c in after[rank]]
+        return Incoming(len(tensors), [(i, [x.shape[0], chunks[c], x.shape[1], x.shape[3]]) for c in numbers for i, x in enumerate(tensors)])
+
+    wire = start_to_peers([x.transpose(1, 2) for x in tensors], outgoing, incoming, group=group, comm_dtype=comm_dtype)
+    dtype = tensors[0].dtype
+    for peer, parts in finish_from_peers(wire, dtype, incoming, group=group, comm_dtype=comm_dtype).items():
+        arrived = iter(parts)
+        for c in (c for c in before[peer] if c in after[rank]):
+            for mine in local:
+                mine[c] = next(arrived).to(dtype)
     return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
 
 
