@@ -54,11 +54,15 @@ class Division:
 
 
 def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:
-    """For an attention over the mesh; the same answer on every rank.
+    """For an attention over the mesh; the same answer on every rank. Worked out once: the solver, the emitter and the plan all ask.
 
     Fewer heads than `ulysses` are shared. Others are where whole ones leave the work uneven (`ulysses` does not divide them, or a ring is causal and has no
     zigzag order) and evening it out saves more than what the busiest rank receives in addition costs. Shared heads are exchanged over all ranks, instead of a ring.
     """
+    return inference.answer((Division, degrees, prices, node), lambda: _divide(inference, degrees, prices, node))
+
+
+def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:
     relation, sizes = inference.relations[node], inference.table.sizes
     spec = relation.attention
     lengths = [[sizes.hint(inference.table.axis_length(axis)) for axis in relation.operand_axes[i]] for i in (spec.q, spec.k)]

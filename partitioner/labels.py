@@ -93,7 +93,6 @@ class LabelProblem:
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
-        self._divided: dict[Node, Division] = {}
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:
@@ -346,10 +345,7 @@ class LabelProblem:
     # -- attention over the mesh ----------------------------------------------------------------------
     def divided(self, node: Node) -> Division:
         """How an exchanged attention is divided."""
-        known = self._divided.get(node)
-        if known is None:
-            known = self._divided[node] = division(self.inference, self.degrees, self.prices, node)
-        return known
+        return division(self.inference, self.degrees, self.prices, node)
 
     def _add_attention_output(self, node: Node, dim: int, atom: int, share: float, work: float) -> None:
         """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided. Bytes: of the rank that receives most."""

@@ -65,10 +65,7 @@ class Riders:
 
 def riders_of(inference: Inference, ranks: int, ring: int) -> Riders:
     """The riders of all causal attentions around a ring; those of the first one where two disagree."""
-    key = (Riders, ranks, ring)
-    if key not in inference.answers:
-        inference.answers[key] = _read_riders(inference, ranks, ring)
-    return inference.answers[key]
+    return inference.answer((Riders, ranks, ring), lambda: _read_riders(inference, ranks, ring))
 
 
 def _read_riders(inference: Inference, ranks: int, ring: int) -> Riders:
