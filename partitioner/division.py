@@ -82,7 +82,7 @@ def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) 
     if whole is None:
         return shared
     saved = node_work(node, sizes) / degrees.ranks * (whole.uneven - 1)
-    further = mesh_bytes(inference, node, shared) - mesh_bytes(inference, node, whole)
+    further = mesh_bytes(inference, degrees, node, shared) - mesh_bytes(inference, degrees, node, whole)
     if saved <= max(0.0, further) * prices.byte + prices.call:
         return replace(whole, reason="sharing heads would cost more than it saves")
     return shared
@@ -94,9 +94,10 @@ def one_sequence(inference: Inference, relation: Relation, degrees: Degrees) -> 
     return queries == keys and riders_of(inference, degrees.ranks, degrees.ring).is_one_stretch(queries[0])
 
 
-def mesh_bytes(inference: Inference, node: Node, found: Division) -> float:
-    """What the busiest rank receives for one attention whose sequences are all in parts."""
+def mesh_bytes(inference: Inference, degrees: Degrees, node: Node, found: Division) -> float:
+    """What the busiest rank receives for one attention whose sequences are all in parts. degrees: the mesh that was asked for."""
     relation = inference.relations[node]
     spec = relation.attention
     atoms = {i: heaviest_factor(inference, relation.operand_axes[i][-2]) for i in (spec.q, spec.k, spec.v)}
-    return sum(ExchangeBytes(inference, node, found).total([(i, atoms[i]) for i in (spec.q, spec.k, spec.v)], set(atoms[spec.q])))
+    counted = ExchangeBytes(inference, node, found, riders_of(inference, degrees.ranks, degrees.ring))
+    return sum(counted.total([(i, atoms[i]) for i in (spec.q, spec.k, spec.v)], set(atoms[spec.q])))

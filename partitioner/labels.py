@@ -351,7 +351,7 @@ class LabelProblem:
         """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided. Bytes: of the rank that receives most."""
         found = self.divided(node)
         work *= self.rates.uneven(found, atom)
-        counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
+        counted, ring = ExchangeBytes(self.inference, node, found, self.riders), found.degrees.ring > 1
         back = max(counted.result(atom)) * self.prices.byte
         gathered = 0.0 if ring else max(counted.result(atom, whole=True)) * self.prices.byte
         only = ring or (self.rates.main.get(node) == atom and self.long_enough(atom))
@@ -371,7 +371,7 @@ class LabelProblem:
     def _exchange_targets(self, node: Node, relation: Relation, i: int, rows: int) -> dict[int, int]:
         """The vertex of each atom of an exchanged operand, priced with the bytes that the busiest rank receives of it."""
         found, is_query = self.divided(node), i == relation.attention.q
-        counted, ring, together = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1, self.atoms(relation.operands[i], rows)
+        counted, ring, together = ExchangeBytes(self.inference, node, found, self.riders), found.degrees.ring > 1, self.atoms(relation.operands[i], rows)
         exposed, targets = self.rates.exposed(node, relation, found) if ring else 0.0, {}
         for atom in together:
             moved = max(counted.operand(i, atom))

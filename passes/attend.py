@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.division import division
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
@@ -28,7 +29,6 @@ from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.attend_shares import emit_shares
-from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads

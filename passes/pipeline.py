@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.division import division
 from seqpar.partitioner.infer import BESIDE, Inference, infer
@@ -23,7 +24,6 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.apart import operands_apart
-from seqpar.passes.balance import in_zigzag
 from seqpar.passes.boundary import detach
 from seqpar.passes.copies import drop_copies
 from seqpar.passes.count import Counts

@@ -8,13 +8,13 @@ import torch
 from torch.fx import Node
 
 from seqpar.partitioner.alternatives import mesh_name
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import is_contraction, node_work
 from seqpar.partitioner.division import division
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
-from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp

@@ -39,7 +39,7 @@ def zigzag_attention(
 
     parts: the length of every rank's part, S_r among them; uneven and empty parts are fine. One dtype.
 
-    Received by rank r, in elements, with m = `arriving(parts)[r]` and n = `arriving(parts, back=True)[r]` positions from other ranks and
+    Received by rank r, in elements, with m positions that it attends and does not hold, n that it holds and does not attend, and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
     With `comm_dtype` (see `travel.py`) what comes from other ranks is rounded to it.
     """
@@ -85,22 +85,6 @@ def dealt(parts: Sequence[int]) -> list[int]:
     """How many positions every rank attends."""
     chunks = chunk_lengths(parts)
     return [chunks[a] + chunks[b] for a, b in wanted(len(parts))]
-
-
-def arriving(parts: Sequence[int], back: bool = False) -> list[int]:
-    """How many positions every rank receives from others on the way there, or back."""
-    chunks = chunk_lengths(parts)
-    before, after = (wanted(len(parts)), held(len(parts))) if back else (held(len(parts)), wanted(len(parts)))
-    return [sum(chunks[c] for c in mine if c not in have) for have, mine in zip(before, after, strict=True)]
-
-
-def visible_pairs(parts: Sequence[int]) -> list[int]:
-    """How many pairs of query and key every rank computes."""
-    chunks, lengths, size = chunk_lengths(parts), dealt(parts), len(parts)
-    return [
-        n * (n + 1) // 2 + n * sum(chunks[:r]) + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :])
-        for r, n in enumerate(lengths)
-    ]
 
 
 def move(

@@ -31,10 +31,22 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, **self.options).transpose(1, 2).flatten(2)
 
 
+class Language(Attention):
+    """One causal sequence, of which the last tokens are left out behind it."""
+
+    def __init__(self, heads, kv_heads, left_out):
+        super().__init__(heads, kv_heads, True)
+        self.left_out = left_out
+
+    def forward(self, text, image):
+        x = super().forward(text[:, :0], image)
+        return (x[:, : -self.left_out] if self.left_out else x).softmax(-1)
+
+
 @functools.cache
-def traced(text, heads, kv_heads, is_causal=False):
+def traced(text, heads, kv_heads, is_causal=False, image=29):
     with torch.device("meta"):
-        return trace(Attention(heads, kv_heads, is_causal), (torch.randn(2, text, 8), torch.randn(2, 29, 8)), {}, dynamic=False)
+        return trace(Attention(heads, kv_heads, is_causal), (torch.randn(2, text, 8), torch.randn(2, image, 8)), {}, dynamic=False)
 
 
 CASES = [(3, 4, 2, False), (11, 6, 6, False), (11, 5, 1, False), (3, 1, 1, False), (11, 3, 3, True), (11, 6, 3, True)]  # text, heads, K/V heads, causal
@@ -44,12 +56,43 @@ CASES = [(3, 4, 2, False), (11, 6, 6, False), (11, 5, 1, False), (3, 1, 1, False
 @pytest.mark.parametrize(("text", "heads", "kv_heads", "is_causal"), CASES)
 def test_of_the_busiest_rank(text, heads, kv_heads, is_causal, mesh):
     found = partition(traced(text, heads, kv_heads, is_causal), ulysses=mesh[0], ring=mesh[1], machine=FREE)
+    assert predicted(found) == pytest.approx(max(counted(found)), rel=1e-12)
+
+
+def predicted(found):
+    (node,) = found.solution.labels.exchanged
+    return attention_bytes(found.inference, found.solution, node, found.solution.degrees)
+
+
+def counted(found):
+    """Of every rank, what the one attention receives."""
     (node,) = found.solution.labels.exchanged
     received = []
     for rank, counts in enumerate(found.counts):
         names = {n.name for n in found.emitted(rank).graph.nodes if n.meta.get("seqpar_source") == node.name}
         received.append(sum(sum(t.bytes.values()) for name, t in counts.received.items() if name in names))
-    assert attention_bytes(found.inference, found.solution, node, found.solution.degrees) == pytest.approx(max(received), rel=1e-12)
+    return received
+
+
+@pytest.mark.parametrize(("mesh", "length", "left_out", "heads"), [
+    ((1, 4), 29, 0, (3, 3)), ((1, 4), 32, 1, (4, 2)), ((1, 3), 30, 2, (2, 2)), ((2, 2), 31, 1, (4, 2)), ((2, 2), 29, 0, (4, 1)), ((2, 3), 40, 1, (6, 3)), ((4, 2), 41, 1, (12, 3)),
+])  # fmt: skip
+def test_of_a_ring_in_zigzag_order(mesh, length, left_out, heads):
+    """With its two further exchanges; tokens that are cut off ride, so that parts are those of the whole sequence."""
+    with torch.device("meta"):
+        found = partition(
+            trace(Language(*heads, left_out), (torch.randn(2, 3, 8), torch.randn(2, length, 8)), {}, dynamic=False), ulysses=mesh[0], ring=mesh[1], machine=FREE
+        )
+    assert found.plan.attention[0].strategy.endswith("(zigzag)")
+    assert predicted(found) == pytest.approx(max(counted(found)), rel=1e-12)
+
+
+def test_of_a_plain_ring_with_riders():
+    """No call is worth it: the parts are those of the whole sequence all the same."""
+    with torch.device("meta"):
+        found = partition(trace(Language(4, 4, 3), (torch.randn(2, 3, 8), torch.randn(2, 32, 8)), {}, dynamic=False), ring=4, machine=Machine(call_share=10.0))
+    assert found.plan.attention[0].strategy == "ring" and "(29/4 + 3/4)" in found.plan.attention[0].queries
+    assert predicted(found) == pytest.approx(max(counted(found)), rel=1e-12)
 
 
 def test_by_hand():

@@ -1,0 +1,36 @@
+"""What a ring in zigzag order costs, in integers: the same chunks that the runtime deals."""
+
+import pytest
+
+from seqpar.partitioner.zigzag import arriving, dealt, plain_pairs, visible_pairs
+from seqpar.runtime import zigzag
+from seqpar.runtime.layout import parts_of
+
+PARTS = [(4, 4), (7, 6), parts_of(23, 3), parts_of(29, 4), parts_of(3, 4), (5, 0, 1, 2), (9,), (0, 0, 3)]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_chunks_are_those_of_the_runtime(parts):
+    size, chunks = len(parts), zigzag.chunk_lengths(parts)
+    held, wanted = zigzag.held(size), zigzag.wanted(size)
+    there, back = ([sum(chunks[c] for c in mine if c not in have) for have, mine in zip(*order, strict=True)] for order in ((held, wanted), (wanted, held)))
+    assert dealt(parts) == zigzag.dealt(parts) and arriving(parts) == (there, back)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_pairs_by_counting_them(parts):
+    """A row sees itself and all before it."""
+    size, chunks = len(parts), zigzag.chunk_lengths(parts)
+    starts = [sum(chunks[:c]) for c in range(2 * size + 1)]
+
+    def seen(chunk):
+        return sum(row + 1 for row in range(starts[chunk], starts[chunk + 1]))
+
+    assert visible_pairs(parts) == [seen(a) + seen(b) for a, b in zigzag.wanted(size)]
+    assert plain_pairs(parts) == [seen(a) + seen(b) for a, b in zigzag.held(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_work_is_even(size):
+    parts = parts_of(1000, size)
+    assert max(visible_pairs(parts)) <= 1.01 * 1000 * 1001 / 2 / size
