@@ -155,7 +155,7 @@ class LabelProblem:
         if dim is None:
             self.base += work
             return
-        axes, divided = self.inference.axes[node], work * self.rates.masked(relation, dim)
+        axes, divided = self.inference.axes[node], work * self.rates.local_causal(relation, dim)
         made, flowing, covered = relation.makes or dim in relation.windows, self._flowing(relation, dim), 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)

@@ -30,6 +30,7 @@ from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.attend_shares import emit_shares
 from seqpar.runtime.attention import causal_mask, select_heads
+from seqpar.runtime.head_shares import causal_rows
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 from seqpar.runtime.zigzag import zigzag_attention
@@ -224,13 +225,14 @@ def _held_ranges(view: LayoutView, axis: Axis, sharded: frozenset[int]) -> list[
 
 
 def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands: dict[Node, Node]) -> Node:
-    """Causal attention with cut rows and whole keys: the triangle becomes a mask of global positions."""
+    """Causal attention with cut rows and whole keys: one stretch of rows is attended to the keys up to its last one, of several the triangle becomes a mask of global positions."""
     spec = relation.attention
     q, k, v = (operands[relation.operands[i]] for i in (spec.q, spec.k, spec.v))
-    view = emitter.view
+    view, common = emitter.view, {"scale": spec.scale, "enable_gqa": spec.enable_gqa}
     ranges = [tuple(emitter.sizes.emit(n) for n in held) for held in _held_ranges(view, relation.operand_axes[spec.q][-2], view.required(node, relation, spec.q)[-2])]
+    if len(ranges) == 1 and spec.plain and not spec.dropout:
+        return emitter.call(causal_rows, (q, k, v), {"first": ranges[0][0], **common})
     columns = emitter.sizes.emit(view.inference.table.axis_length(relation.operand_axes[spec.k][-2]))
     device = node.meta["val"].device
     mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),)), {"device": device})
-    args = (q, k, v, mask, spec.dropout, False)
-    return emitter.call(aten.scaled_dot_product_attention.default, args, {"scale": spec.scale, "enable_gqa": spec.enable_gqa})
+    return emitter.call(aten.scaled_dot_product_attention.default, (q, k, v, mask, spec.dropout, False), common)
