@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from seqpar.partitioner.division import division, one_sequence
+from seqpar.partitioner.division import division, same_positions
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.labels import KEYS, QUERY
-from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.solve import Solution
 from seqpar.partitioner.zigzag import plain_pairs, visible_pairs
@@ -27,20 +26,14 @@ def in_zigzag(inference: Inference, solution: Solution, node: Node) -> bool:
     if node not in solution.labels.exchanged or not spec.is_causal or spec.mask is not None:
         return False
     found = division(inference, degrees, solution.prices, node)
-    if found.degrees.ring == 1 or not _one_sequence(inference, solution, node, relation):
+    if found.degrees.ring == 1 or not same_positions(inference, relation):
         return False
-    counted = ExchangeBytes(inference, node, found, riders_of(inference, degrees.ranks, degrees.ring))
+    riders = riders_of(inference, degrees.ranks, degrees.ring)
+    counted = ExchangeBytes(inference, node, found, riders)
     atoms = inference.table.expand_axis(relation.operand_axes[spec.q][-2])[0]
-    parts = counted.row_parts(atoms)
+    parts = counted.row_parts
     batch, _, _, dim, value_dim = (inference.table.sizes.hint(inference.table.axis_length(axis)) for axis in (*relation.operand_axes[spec.q], relation.operand_axes[spec.v][3]))
     q_heads = max(stop - start for start, stop in found.heads.queries)
-    saved = 2 * batch * q_heads * (dim + value_dim) * (max(plain_pairs(parts)) - max(visible_pairs(parts)))
-    return saved > max(counted.zigzag(parts)) * solution.prices.byte + EXCHANGES * solution.prices.call
-
-
-def _one_sequence(inference: Inference, solution: Solution, node: Node, relation: Relation) -> bool:
-    """Queries and keys are the same positions, cut alike, in one contiguous part per rank."""
-    if not one_sequence(inference, relation, solution.degrees):
-        return False
-    atoms = inference.table.expand_axis(relation.operand_axes[relation.attention.q][-2])[0]
-    return all((node, role, atom) in solution.labels.sharded for atom in atoms for role in (QUERY, KEYS))
+    saved = 2 * batch * q_heads * (dim + value_dim) * (max(plain_pairs(parts, riders.is_one_stretch(atoms))) - max(visible_pairs(parts)))
+    cut = [(i, [a for a in atoms if (node, role, a) in solution.labels.sharded]) for i, role in ((spec.q, QUERY), (spec.k, KEYS), (spec.v, KEYS))]
+    return saved > max(counted.zigzag(cut)) * solution.prices.byte + EXCHANGES * solution.prices.call

@@ -71,7 +71,7 @@ def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) 
     if heads >= degrees.ulysses:
         plan = divide_heads(heads, key_heads, degrees.ulysses)
         uneven = busiest_heads(heads, degrees.ulysses) * degrees.ulysses / heads
-        if spec.is_causal and not one_sequence(inference, relation, degrees):
+        if spec.is_causal and not same_positions(inference, relation):
             uneven *= 2 - 1 / degrees.ring  # the last row of a ring sees all keys, the first its own
         whole = Division(degrees, whole_heads(plan), plan, heads // key_heads, uneven)
         if uneven == 1:
@@ -88,10 +88,10 @@ def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) 
     return shared
 
 
-def one_sequence(inference: Inference, relation: Relation, degrees: Degrees) -> bool:
-    """Queries and keys are the same positions, in one contiguous part per rank if they are cut."""
+def same_positions(inference: Inference, relation: Relation) -> bool:
+    """Queries and keys are the same positions: a causal ring can deal them out (`balance.py`)."""
     queries, keys = (inference.table.expand_axis(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
-    return queries == keys and riders_of(inference, degrees.ranks, degrees.ring).is_one_stretch(queries[0])
+    return queries == keys
 
 
 def mesh_bytes(inference: Inference, degrees: Degrees, node: Node, found: Division) -> float:

@@ -28,7 +28,7 @@ from seqpar.partitioner.lengths import product
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.riders import Riders
-from seqpar.partitioner.zigzag import arriving, dealt
+from seqpar.partitioner.zigzag import dealt, pieces
 
 if TYPE_CHECKING:
     from seqpar.partitioner.division import Division
@@ -60,23 +60,37 @@ class ExchangeBytes:
         each = self._bytes(self._relation.operands[i], axes)
         return [n * each for n in around(self._key_heads, self._edges(axes[-2], atom))]
 
-    def row_parts(self, atoms: Iterable[int]) -> list[int]:
-        """How many positions of these atoms of the queries every ring row holds, if they are sharded."""
-        u, ranks = self.division.degrees.ulysses, self.division.degrees.ranks
-        edges = [self._edges(self._relation.operand_axes[self._spec.q][-2], a) for a in atoms]
-        return [sum(e[first + u] - e[first] for e in edges) for first in range(0, ranks, u)]
+    @cached_property
+    def row_parts(self) -> list[int]:
+        """How many positions of the queries every ring row holds, all of whose atoms are sharded."""
+        axis = self.inference.table.expand_axis(self._relation.operand_axes[self._spec.q][-2])
+        edges = [self._row_edges(axis, a) for a in axis[0]]
+        return [sum(e[j + 1] - e[j] for e in edges) for j in range(self.division.degrees.ring)]
 
-    def zigzag(self, parts: Sequence[int]) -> list[float]:
-        """By the two exchanges of a ring in zigzag order, of whose one sequence every row holds so many positions."""
-        q, k, v = (self._bytes(self._relation.operands[i], self._relation.operand_axes[i]) for i in (self._spec.q, self._spec.k, self._spec.v))
-        out = self._bytes(self.node, self._relation.out_axes[0])
-        heads = [(stop - start, keys) for (start, stop), keys in zip(self.division.heads.queries, self._key_heads, strict=True)]
-        return [there * (n * q + m * (k + v)) + back * n * out for there, back in zip(*arriving(parts), strict=True) for n, m in heads]
+    def zigzag(self, cut: Sequence[tuple[int, Iterable[int]]]) -> list[float]:
+        """By the two exchanges of a ring in zigzag order. cut: as of `total`."""
+        table = pieces(self.row_parts)
+        query_heads = tuple(stop - start for start, stop in self.division.heads.queries)
+        moved = [0.0] * self.division.degrees.ranks
 
-    def around_in_zigzag(self, parts: Sequence[int]) -> list[float]:
+        def add(positions: Sequence[int], heads: Sequence[int], node: Node, axes: tuple[Axis, ...]) -> None:
+            each = self._bytes(node, axes)
+            for i, n in enumerate(n * h for n in positions for h in heads):
+                moved[i] += n * each
+
+        for i, atoms in cut:
+            operand, axes = self._relation.operands[i], self._relation.operand_axes[i]
+            for edges in (self._row_edges(axes[-2], a) for a in atoms):
+                add(to_heads(table, edges), query_heads if i == self._spec.q else self._key_heads, operand, axes)
+        axes = self._relation.out_axes[0]
+        for edges in (self._row_edges(axes[-2], a) for a in self.inference.table.expand_axis(axes[-2])[0]):
+            add(back(table, edges, False), query_heads, self.node, axes)
+        return moved
+
+    def around_in_zigzag(self) -> list[float]:
         """Of keys and values, around such a ring."""
         each = sum(self._bytes(self._relation.operands[i], self._relation.operand_axes[i]) for i in (self._spec.k, self._spec.v))
-        lengths = dealt(parts)
+        lengths = dealt(self.row_parts)
         return [(sum(lengths) - n) * heads * each for n in lengths for heads in self._key_heads]
 
     def result(self, atom: int, whole: bool = False) -> list[float]:
@@ -88,13 +102,12 @@ class ExchangeBytes:
     def total(self, cut: Sequence[tuple[int, Iterable[int]]], results: Set[int], in_zigzag: bool = False) -> tuple[float, float]:
         """Of the rank that receives most: by all-to-all, around the ring. cut: operands (queries, keys and values) with their sharded atoms; results: of the result.
 
-        What of the result is not sharded becomes whole on every rank. in_zigzag: the ring is causal, over one sequence all of which is sharded.
+        What of the result is not sharded becomes whole on every rank. in_zigzag: the ring is causal, and deals its positions out (`balance.py`).
         """
         queries = cut[0]
         moved = [(0, self.operand(i, a)) for i, atoms in cut for a in atoms]
         if in_zigzag:
-            parts = self.row_parts(queries[1])
-            moved += [(0, self.zigzag(parts)), (1, self.around_in_zigzag(parts))]
+            moved += [(0, self.zigzag(cut)), (1, self.around_in_zigzag())]
         else:
             moved += [(1, self.around(i, a)) for i, atoms in cut[1:] for a in atoms]
         factors = self.inference.table.expand_axis(self._relation.out_axes[0][-2])
@@ -149,6 +162,10 @@ class ExchangeBytes:
         at = axis[place].index(atom)
         parts = [table.sizes.hint(self.riders.part(atom, table.length(atom), r, self.inference)) for r in range(ranks)]
         return tuple(inner * (sum(lengths[:at]) + n) for n in accumulate(parts, initial=0))
+
+    def _row_edges(self, axis: Axis, atom: int) -> Edges:
+        """The same of ring rows."""
+        return self._edges(axis, atom)[:: self.division.degrees.ulysses]
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """Short ends of a causal sequence stay with the long part beside them, so that every rank holds one contiguous stretch.
 
 A loss that predicts the next token cuts `logits[:, :-1]`: the sequence consists of two atoms then, `[S - 1 | 1]`. An atom with fewer positions than
-ranks is whole on every rank, and a causal ring over two atoms cannot be dealt out in zigzag order (`balance.py`). As a *rider* the
+ranks is whole on every rank: work on it is repeated, and what is computed of both is gathered or cut at every turn. As a *rider* the
 short atom is held where the sequence would have been cut without it: `S` is divided evenly, the last rank's part ends with the rider (the first
 rank's begins with it), and the long atom, the *host*, has what remains:
 

@@ -1,12 +1,12 @@
-"""A causal ring in zigzag order in integers: what every rank of it receives and attends, with what `runtime/zigzag.py` does.
+"""A causal ring in zigzag order in integers: what every rank of it attends, with what `runtime/zigzag.py` does.
 
-parts: how many positions of the one sequence every ring rank holds. Of the halves of all parts, 2N chunks, rank r holds 2r and 2r + 1, and attends
-r and 2N - 1 - r.
+parts: how many positions of the sequence every ring rank holds. It is cut into 2N chunks, as long as halves of these; rank r attends r and 2N - 1 - r.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 def _chunks(parts: Sequence[int]) -> list[int]:
@@ -17,17 +17,16 @@ def _attended(rank: int, size: int) -> tuple[int, int]:
     return rank, 2 * size - 1 - rank
 
 
+def pieces(parts: Sequence[int]) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
+    """Of one head, what every rank attends: heads [start, stop) and rows [start, stop)."""
+    ends = list(accumulate(_chunks(parts), initial=0))
+    return tuple(tuple((0, 1, ends[c], ends[c + 1]) for c in _attended(r, len(parts))) for r in range(len(parts)))
+
+
 def dealt(parts: Sequence[int]) -> list[int]:
     """How many positions every rank attends."""
     chunks = _chunks(parts)
     return [sum(chunks[c] for c in _attended(r, len(parts))) for r in range(len(parts))]
-
-
-def arriving(parts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """How many positions every rank receives from others on the way there, and back."""
-    chunks = _chunks(parts)
-    both = [sum(chunks[c] for c in _attended(r, len(parts)) if c // 2 == r) for r in range(len(parts))]
-    return [n - own for n, own in zip(dealt(parts), both, strict=True)], [n - own for n, own in zip(parts, both, strict=True)]
 
 
 def visible_pairs(parts: Sequence[int]) -> list[int]:
@@ -36,6 +35,6 @@ def visible_pairs(parts: Sequence[int]) -> list[int]:
     return [n * (n + 1) // 2 + n * sum(chunks[:r]) + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :]) for r, n in enumerate(lengths)]
 
 
-def plain_pairs(parts: Sequence[int]) -> list[int]:
-    """The same when every rank keeps its contiguous part."""
-    return [n * (n + 1) // 2 + n * sum(parts[:r]) for r, n in enumerate(parts)]
+def plain_pairs(parts: Sequence[int], one_stretch: bool) -> list[int]:
+    """The same when every rank keeps its part: one stretch, before which lie those of the ranks before; or several, with a mask over all that others hold."""
+    return [n * (n + 1) // 2 + n * (sum(parts[:r]) if one_stretch else sum(parts) - n) for r, n in enumerate(parts)]

@@ -5,8 +5,8 @@ After:  %q_h, %k_h, %v_h = seq_to_heads([%q, %k, %v], …, group="ulysses")     
         %o_h = ring_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")
         %o = heads_to_seq(%o_h, …, group="ulysses")                                           [B, H, S/N, D]
 
-A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`). Heads that ranks share
-by query rows: `attend_shares.py`.
+A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")` where that pays
+(`partitioner/balance.py`). Heads that ranks share by query rows: `attend_shares.py`.
 """
 
 from __future__ import annotations
@@ -134,11 +134,6 @@ class Exchange:
             for a, sharded in atoms
         )
 
-    def _stretches(self) -> tuple[Any, ...]:
-        """What each ring row holds of one sequence, all of whose atoms are sharded."""
-        rows, inner = (range(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)), self._inner(self.row_order)
-        return tuple(self.emitter.sizes.emit(product((inner, total(self._part(a, r) for a, _ in self.rows for r in row)))) for row in rows)
-
     # -- emission ------------------------------------------------------------------------------------
     def emit(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         """With the cut factor outermost, parts are contiguous; attention does not care about the order of rows and keys."""
@@ -188,10 +183,9 @@ class Exchange:
         if self.ring == 1:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
-        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
-            parts = self._stretches()
-            return self.emitter.exchange(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
+        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
+            return self.emitter.exchange(zigzag_attention, (q, k, v), {**segments, **common, "group": "ring"})
         return self.emitter.exchange(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 
 

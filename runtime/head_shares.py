@@ -23,6 +23,8 @@ Piece = tuple[int, int, int, int]
 """Start and stop of heads, start and stop of global rows."""
 Table = Sequence[Sequence[Piece]]
 """The pieces of every rank."""
+Order = Sequence[tuple[int, int]]
+"""Ranks, and numbers of pieces among theirs."""
 
 
 def seq_to_pieces(
@@ -71,17 +73,22 @@ def finish_seq_to_pieces(
     return [_assembled(tensors[i].transpose(1, 2), segments[i], piece, rank, {p: arrived[m, p] for m, p in arrived if m == n}) for n, (i, piece) in enumerate(wanted)]
 
 
-def pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+def pieces_to_seq(
+    pieces: Sequence[Tensor], segments: Segments, table: Table, order: Order | None = None, *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
     """This rank's pieces [B, h, s, D] -> [B, H, S_r, D]: its part of the sequence for all heads. One all-to-all.
 
-    table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces of one head's
-    rows have that head alone. Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
+    table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces with the same heads
+    are all of their rows. order: (rank, number) of all pieces, such that rows ascend; that of the table if None.
+    Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
     """
-    wire = start_pieces_to_seq(pieces, segments, table, group=group, comm_dtype=comm_dtype)
-    return finish_pieces_to_seq(wire, pieces, segments, table, group=group, comm_dtype=comm_dtype)
+    wire = start_pieces_to_seq(pieces, segments, table, order, group=group, comm_dtype=comm_dtype)
+    return finish_pieces_to_seq(wire, pieces, segments, table, order, group=group, comm_dtype=comm_dtype)
 
 
-def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+def start_pieces_to_seq(
+    pieces: Sequence[Tensor], segments: Segments, table: Table, order: Order | None = None, *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
     """The 1-D buffer of the other ranks' pieces, on its way; `finish_pieces_to_seq` reads it."""
     rank = rank_of(group)
 
@@ -94,23 +101,29 @@ def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Tab
 
 
 def finish_pieces_to_seq(
-    wire: Tensor, pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None
+    wire: Tensor,
+    pieces: Sequence[Tensor],
+    segments: Segments,
+    table: Table,
+    order: Order | None = None,
+    *,
+    group: Group,
+    comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Wait for what `start_pieces_to_seq` of the same arguments began: the result of `pieces_to_seq`."""
-    size, rank = size_of(group), rank_of(group)
-    mine = global_ranges(segments, rank)
+    rank, mine = rank_of(group), global_ranges(segments, rank_of(group))
     one = Form.of(pieces[0].dtype, 1, comm_dtype)
     xs = [(x if all(map(is_sharded, segments)) else one.rounded(x)).transpose(1, 2) for x in pieces]  # whole: others see it rounded
     received = finish_from_peers(wire, one.dtype, _parts_of_rows(pieces[0], segments, table, rank), group=group, comm_dtype=comm_dtype)
     parts: dict[tuple[int, int], list[list[Tensor]]] = {}  # heads -> per owner, in the order of rows: one part per range of this rank
-    for peer in range(size):
-        for i, piece in enumerate(table[peer]):
-            common = _common(mine, piece)
-            if peer == rank:
-                found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
-            else:
-                found = list(received[peer][i].split([n for _, n in common], 1))
-            parts.setdefault((piece[0], piece[1]), []).append(found)
+    for peer, i in order or [(r, i) for r, owned in enumerate(table) for i in range(len(owned))]:
+        piece = table[peer][i]
+        common = _common(mine, piece)
+        if peer == rank:
+            found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
+        else:
+            found = list(received[peer][i].split([n for _, n in common], 1))
+        parts.setdefault((piece[0], piece[1]), []).append(found)
     columns = [_cat([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
     return _cat(columns, 2).transpose(1, 2).to(one.dtype)
 

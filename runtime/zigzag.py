@@ -6,22 +6,22 @@ of two chunks of different ranks one is wholly visible to the other. The idea of
 that of Striped Attention (Brandon et al. 2023, arXiv:2311.09431); the order in pairs of chunks is the one the Llama 3 report (Dubey et al. 2024,
 arXiv:2407.21783) describes for its context parallelism.
 
-Only this attention works in that order: one exchange brings q, k and v there, another one brings the result back.
+Only this attention works in that order: one exchange brings q, k and v there from whatever parts of the sequence the ranks hold, another one brings the result back.
 """
 
 from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from seqpar.runtime.attention import Partial, attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of
-from seqpar.runtime.layout import Range
-from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
+from seqpar.runtime.head_shares import Table, pieces_to_seq, seq_to_pieces
+from seqpar.runtime.layout import Range, Segments, is_sharded, part_length
 from seqpar.runtime.ring import refuse_gradients, rotate
-from seqpar.runtime.wire import Block
 
 
 def zigzag_attention(
@@ -29,15 +29,16 @@ def zigzag_attention(
     k: Tensor,
     v: Tensor,
     *,
-    parts: Sequence[int],
+    query_segments: Segments,
+    key_segments: Segments,
     scale: float | None = None,
     enable_gqa: bool = False,
     group: Group,
     comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Causal attention of the local q [B, H, S_r, D] to k, v [B, Hk, S_r, D]; like q. All are rank r's contiguous part of one sequence.
+    """Causal attention of the local q [B, H, S_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q. Queries and keys are the same S positions.
 
-    parts: the length of every rank's part, S_r among them; uneven and empty parts are fine. One dtype.
+    Segments as in `ring_attention`; all of the queries are sharded. Parts may be uneven and empty. One dtype.
 
     Received by rank r, in elements, with m positions that it attends and does not hold, n that it holds and does not attend, and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
@@ -46,9 +47,13 @@ def zigzag_attention(
     size, rank = size_of(group), rank_of(group)
     if size == 1:
         return attend(q, k, v, None, scale, enable_gqa, is_causal=True)[0]
+    assert all(map(is_sharded, query_segments)), f"every rank attends its own queries: {query_segments}"
+    parts = [part_length(query_segments, r) for r in range(size)]
     chunks = chunk_lengths(parts)
-    q, k, v = move([q, k, v], chunks, held(size), wanted(size), group, comm_dtype)
-    low, high = chunks[rank], chunks[2 * size - 1 - rank]
+    tables = [pieces(chunks, x.shape[1]) for x in (q, k, v)]
+    moved = seq_to_pieces([q, k, v], [query_segments, key_segments, key_segments], tables, group=group, comm_dtype=comm_dtype)
+    q, k, v = (torch.cat(moved[i : i + 2], 2) for i in (0, 2, 4))
+    low, high = (chunks[c] for c in attended(rank, size))
 
     def visit(result: tuple[Partial, Partial] | None, source: int, k: Tensor, v: Tensor) -> tuple[Partial, Partial]:
         """Results of the low and of the high chunk."""
@@ -62,66 +67,31 @@ def zigzag_attention(
 
     own: list[Range] = [(0, low + high)]
     (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group, comm_dtype)
-    out = torch.cat([low_out.to(q.dtype), high_out.to(q.dtype)], 2)
-    return refuse_gradients(move([out], chunks, wanted(size), held(size), group, comm_dtype)[0])
+    order = sorted((c, (r, i)) for r in range(size) for i, c in enumerate(attended(r, size)))
+    results = [low_out.to(q.dtype), high_out.to(q.dtype)]
+    return refuse_gradients(pieces_to_seq(results, query_segments, tables[0], [piece for _, piece in order], group=group, comm_dtype=comm_dtype))
 
 
 def chunk_lengths(parts: Sequence[int]) -> list[int]:
-    """2N chunks for N parts: the halves of every part, so chunks 2r and 2r+1 lie on rank r."""
+    """2N chunks for N ranks that hold so many positions: halves of their number."""
     return [n for part in parts for n in ((part + 1) // 2, part // 2)]
 
 
-def held(size: int) -> list[tuple[int, int]]:
-    """The chunks of every rank's contiguous part."""
-    return [(2 * r, 2 * r + 1) for r in range(size)]
-
-
-def wanted(size: int) -> list[tuple[int, int]]:
-    """The chunks whose queries every rank attends."""
-    return [(r, 2 * size - 1 - r) for r in range(size)]
+def attended(rank: int, size: int) -> tuple[int, int]:
+    """The chunks whose queries a rank attends."""
+    return rank, 2 * size - 1 - rank
 
 
 def dealt(parts: Sequence[int]) -> list[int]:
     """How many positions every rank attends."""
     chunks = chunk_lengths(parts)
-    return [chunks[a] + chunks[b] for a, b in wanted(len(parts))]
+    return [sum(chunks[c] for c in attended(r, len(parts))) for r in range(len(parts))]
 
 
-def move(
-    tensors: Sequence[Tensor],
-    chunks: Sequence[int],
-    before: Sequence[tuple[int, int]],
-    after: Sequence[tuple[int, int]],
-    group: Group,
-    comm_dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
-    rank = rank_of(group)
-    local = [_chunk(x.transpose(1, 2), chunks, before[rank]) for x in tensors]
-
-    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
-        """Chunk after chunk, of every tensor."""
-        sent = [_chunk(x, chunks, before[rank]) for x in encoded]
-        return [([mine[c]], 1) for c in before[rank] if c in after[peer] for mine in sent]
-
-    def incoming(peer: int) -> Incoming:
-        numbers = [c for c in before[peer] if c in after[rank]]
-        return Incoming(len(tensors), [(i, [x.shape[0], chunks[c], x.shape[1], x.shape[3]]) for c in numbers for i, x in enumerate(tensors)])
-
-    wire = start_to_peers([x.transpose(1, 2) for x in tensors], outgoing, incoming, group=group, comm_dtype=comm_dtype)
-    dtype = tensors[0].dtype
-    for peer, parts in finish_from_peers(wire, dtype, incoming, group=group, comm_dtype=comm_dtype).items():
-        arrived = iter(parts)
-        for c in (c for c in before[peer] if c in after[rank]):
-            for mine in local:
-                mine[c] = next(arrived).to(dtype)
-    return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
-
-
-def _chunk(x: Tensor, chunks: Sequence[int], numbers: tuple[int, int]) -> dict[int, Tensor]:
-    """The two chunks of x [B, S, H, D] by number."""
-    first, second = numbers
-    return {first: x.narrow(1, 0, chunks[first]), second: x.narrow(1, chunks[first], chunks[second])}
+def pieces(chunks: Sequence[int], heads: int) -> Table:
+    """All heads of the chunks that every rank attends."""
+    size, ends = len(chunks) // 2, list(accumulate(chunks, initial=0))
+    return [[(0, heads, ends[c], ends[c + 1]) for c in attended(r, size)] for r in range(size)]
 
 
 def _cut(partial: Partial, low: int, high: int) -> tuple[Partial, Partial]:

@@ -53,6 +53,7 @@ def test_worked_out_once_for_all_who_ask(monkeypatch):
     traced = trace(Projected(), (torch.randn(1, 32, 24),), {}, dynamic=False)
     found = partition(traced, ulysses=4, machine=Machine(comm_share=0.0, call_share=0.0))
     assert found.plan.attention[0].strategy == "ulysses (shared heads)" and len(found.counts) == 4
+    assert max(found.plan.flops_per_rank) <= 1.05 * found.plan.flops_total / 4, "parts of a causal head have equal work"
     (node,) = found.solution.labels.exchanged
     attention_bytes(found.inference, found.solution, node, found.solution.degrees)
     assert len(asked) <= 2, "once to price the whole program, once with those prices"

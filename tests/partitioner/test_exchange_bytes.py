@@ -99,6 +99,14 @@ def test_the_formula_of_zigzag_order_in_the_table_of_strategies(mesh):
     assert max(received) == 2 * (4 + 2 + 2 + 4) * 96 * 4 * 4 / (mesh[0] * mesh[1]) / (2 if mesh[1] == 2 else 1)
 
 
+@pytest.mark.parametrize(("mesh", "text", "heads"), [((1, 4), 11, (4, 2)), ((2, 2), 9, (4, 4)), ((1, 3), 2, (2, 1)), ((1, 4), 3, (4, 4)), ((2, 3), 17, (6, 2))])
+def test_of_two_stretches_in_zigzag_order(mesh, text, heads):
+    """A short text is whole as keys, and nothing of it is exchanged."""
+    found = partition(traced(text, *heads, True), ulysses=mesh[0], ring=mesh[1], machine=FREE)
+    assert found.plan.attention[0].strategy.endswith("(zigzag)")
+    assert predicted(found) == pytest.approx(max(counted(found)), rel=1e-12)
+
+
 def test_of_a_plain_ring_with_riders():
     """No call is worth it: the parts are those of the whole sequence all the same."""
     with torch.device("meta"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqpar.partitioner.zigzag import arriving, dealt, plain_pairs, visible_pairs
+from seqpar.partitioner.zigzag import dealt, pieces, plain_pairs, visible_pairs
 from seqpar.runtime import zigzag
 from seqpar.runtime.layout import parts_of
 
@@ -12,9 +12,8 @@ PARTS = [(4, 4), (7, 6), parts_of(23, 3), parts_of(29, 4), parts_of(3, 4), (5, 0
 @pytest.mark.parametrize("parts", PARTS)
 def test_chunks_are_those_of_the_runtime(parts):
     size, chunks = len(parts), zigzag.chunk_lengths(parts)
-    held, wanted = zigzag.held(size), zigzag.wanted(size)
-    there, back = ([sum(chunks[c] for c in mine if c not in have) for have, mine in zip(*order, strict=True)] for order in ((held, wanted), (wanted, held)))
-    assert dealt(parts) == zigzag.dealt(parts) and arriving(parts) == (there, back)
+    assert dealt(parts) == zigzag.dealt(parts) and [list(p) for p in pieces(parts)] == zigzag.pieces(chunks, 1)
+    assert sum(dealt(parts)) == sum(parts) and len(pieces(parts)) == size
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -26,8 +25,13 @@ def test_pairs_by_counting_them(parts):
     def seen(chunk):
         return sum(row + 1 for row in range(starts[chunk], starts[chunk + 1]))
 
-    assert visible_pairs(parts) == [seen(a) + seen(b) for a, b in zigzag.wanted(size)]
-    assert plain_pairs(parts) == [seen(a) + seen(b) for a, b in zigzag.held(size)]
+    assert visible_pairs(parts) == [sum(map(seen, zigzag.attended(r, size))) for r in range(size)]
+    assert plain_pairs(parts, True) == [seen(2 * r) + seen(2 * r + 1) for r in range(size)]
+
+
+def test_pairs_of_a_ring_of_several_stretches():
+    """Its own ones are a triangle; of every other rank's block something is visible, so all of it is computed under a mask."""
+    assert plain_pairs((3, 2), False) == [6 + 3 * 2, 3 + 2 * 3]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])
