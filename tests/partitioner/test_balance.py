@@ -68,6 +68,18 @@ def test_two_stretches(ulysses, ring, text) -> None:
         assert report.plan.attention[0].strategy == ("ulysses+ring" if ulysses > 1 else "ring") + order
 
 
+def test_keys_that_are_a_part_of_the_queries_are_not_dealt_out() -> None:
+    """Though calls are cheap enough for what zigzag order would save of as many keys as queries."""
+
+    class Prefix(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (t.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for t in (x * 2, x[:, :24].sin()))
+            return F.scaled_dot_product_attention(q, k, k + 1, is_causal=True).transpose(1, 2).flatten(2) + x
+
+    report = verify_traced(trace(Prefix(), (torch.randn(1, 240, HEADS * DIM),), {}, dynamic=False), ulysses=1, ring=2, machine=Machine(comm_share=0.0, call_share=0.4))
+    assert report.ok and report.plan.attention[0].strategy == "ring", report
+
+
 def test_two_stretches_are_balanced() -> None:
     """A prompt and a picture in one causal sequence: without zigzag order nearly every block is computed whole."""
     plain, dealt = (partition(traced_model(700, text=300), ring=4, machine=machine).plan for machine in (Machine(call_share=10.0), FREE))
