@@ -27,7 +27,7 @@ from seqpar.passes.save_values import Codec
 from seqpar.runtime.travel import COMM_DTYPES
 from seqpar.saved_program import read_module, write_module
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "seqpar.json"
 MAX_BYTES = 8 << 30  # unpacked
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
+from seqpar.partitioner.balance import EXCHANGES, in_zigzag
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, node_work
-from seqpar.partitioner.division import Division, division
+from seqpar.partitioner.division import division
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.labels import Degrees, LabelProblem
 from seqpar.partitioner.layout import LayoutView
+from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
 from seqpar.partitioner.turns import turns_of
 
@@ -109,10 +111,11 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
         return attend + _wire(source.received, bool(source.values), machine)
     found = division(inference, degrees, solution.prices, node)
     u, r = found.degrees.ulysses, found.degrees.ring
-    exchanged, travels = _mesh_bytes(inference, solution, node, found)
-    exchange = _wire(exchanged, 2, machine) if u > 1 else 0.0
+    balanced = in_zigzag(inference, replace(solution, degrees=degrees), node)
+    exchanged, travels = _mesh_bytes(inference, solution, node, degrees)
+    exchange = _wire(exchanged, 2 * (u > 1) + EXCHANGES * balanced, machine)
     around = _wire(travels, r - 1, machine)
-    saved = turns_of(inference, solution.prices, node, found).saved / machine.flops_per_s
+    saved = turns_of(inference, degrees, solution.prices, node).saved / machine.flops_per_s
     return attend * found.uneven + exchange + max(0.0, around - attend * (r - 1) / r) - saved
 
 
@@ -120,16 +123,17 @@ def attention_bytes(inference: Inference, solution: Solution, node: Node, degree
     """Bytes that the busiest rank receives for one attention: over a mesh of all ranks, or (None) locally; the latter for parts of equal sizes."""
     if degrees is None:
         return KeySources(LayoutView(inference, solution, 0)).of(node).received
-    return sum(_mesh_bytes(inference, solution, node, division(inference, degrees, solution.prices, node)))
+    return sum(_mesh_bytes(inference, solution, node, degrees))
 
 
-def _mesh_bytes(inference: Inference, solution: Solution, node: Node, found: Division) -> tuple[float, float]:
+def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees) -> tuple[float, float]:
     """By all-to-all, around the ring; with operands and result laid out as the solution has them."""
+    counted = ExchangeBytes(inference, node, division(inference, degrees, solution.prices, node), riders_of(inference, degrees.ranks, degrees.ring))
     relation, view = inference.relations[node], LayoutView(inference, solution, 0)
     spec = relation.attention
     known = node in solution.labels.exchanged
     cut = [(i, (view.required(node, relation, i) if known else view.produced(relation.operands[i]))[-2]) for i in (spec.q, spec.k, spec.v)]
-    return ExchangeBytes(inference, node, found).total(cut, view.produced(node)[-2])
+    return counted.total(cut, view.produced(node)[-2], in_zigzag(inference, replace(solution, degrees=degrees), node))
 
 
 def _wire(received: float, count: int, machine: Machine) -> float:

@@ -54,11 +54,15 @@ class Division:
 
 
 def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:
-    """For an attention over the mesh; the same answer on every rank.
+    """For an attention over the mesh; the same answer on every rank. Worked out once: the solver, the emitter and the plan all ask.
 
     Fewer heads than `ulysses` are shared. Others are where whole ones leave the work uneven (`ulysses` does not divide them, or a ring is causal and has no
     zigzag order) and evening it out saves more than what the busiest rank receives in addition costs. Shared heads are exchanged over all ranks, instead of a ring.
     """
+    return inference.answer((Division, degrees, prices, node), lambda: _divide(inference, degrees, prices, node))
+
+
+def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:
     relation, sizes = inference.relations[node], inference.table.sizes
     spec = relation.attention
     lengths = [[sizes.hint(inference.table.axis_length(axis)) for axis in relation.operand_axes[i]] for i in (spec.q, spec.k)]
@@ -67,7 +71,7 @@ def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node)
     if heads >= degrees.ulysses:
         plan = divide_heads(heads, key_heads, degrees.ulysses)
         uneven = busiest_heads(heads, degrees.ulysses) * degrees.ulysses / heads
-        if spec.is_causal and not one_sequence(inference, relation, degrees):
+        if spec.is_causal and not same_positions(inference, relation):
             uneven *= 2 - 1 / degrees.ring  # the last row of a ring sees all keys, the first its own
         whole = Division(degrees, whole_heads(plan), plan, heads // key_heads, uneven)
         if uneven == 1:
@@ -78,21 +82,22 @@ def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node)
     if whole is None:
         return shared
     saved = node_work(node, sizes) / degrees.ranks * (whole.uneven - 1)
-    further = mesh_bytes(inference, node, shared) - mesh_bytes(inference, node, whole)
+    further = mesh_bytes(inference, degrees, node, shared) - mesh_bytes(inference, degrees, node, whole)
     if saved <= max(0.0, further) * prices.byte + prices.call:
         return replace(whole, reason="sharing heads would cost more than it saves")
     return shared
 
 
-def one_sequence(inference: Inference, relation: Relation, degrees: Degrees) -> bool:
-    """Queries and keys are the same positions, in one contiguous part per rank if they are cut."""
+def same_positions(inference: Inference, relation: Relation) -> bool:
+    """Queries and keys are the same positions: a causal ring can deal them out (`balance.py`)."""
     queries, keys = (inference.table.expand_axis(relation.operand_axes[i][-2]) for i in (relation.attention.q, relation.attention.k))
-    return queries == keys and riders_of(inference, degrees.ranks, degrees.ring).is_one_stretch(queries[0])
+    return queries == keys
 
 
-def mesh_bytes(inference: Inference, node: Node, found: Division) -> float:
-    """What the busiest rank receives for one attention whose sequences are all in parts."""
+def mesh_bytes(inference: Inference, degrees: Degrees, node: Node, found: Division) -> float:
+    """What the busiest rank receives for one attention whose sequences are all in parts. degrees: the mesh that was asked for."""
     relation = inference.relations[node]
     spec = relation.attention
     atoms = {i: heaviest_factor(inference, relation.operand_axes[i][-2]) for i in (spec.q, spec.k, spec.v)}
-    return sum(ExchangeBytes(inference, node, found).total([(i, atoms[i]) for i in (spec.q, spec.k, spec.v)], set(atoms[spec.q])))
+    counted = ExchangeBytes(inference, node, found, riders_of(inference, degrees.ranks, degrees.ring))
+    return sum(counted.total([(i, atoms[i]) for i in (spec.q, spec.k, spec.v)], set(atoms[spec.q])))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import Graph, Node
@@ -25,6 +25,7 @@ from seqpar.partitioner.registry import registry
 from seqpar.partitioner.relation import Relation
 
 aten = torch.ops.aten
+Found = TypeVar("Found")
 MAX_READINGS = 6
 MAX_STEPS = 8  # between a softmax and the product with the values
 SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
@@ -48,7 +49,13 @@ class Inference:
     merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
     fused: bool = False
     written: dict[Node, Node] = field(default_factory=dict)
-    answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # worked out when it was complete, for the next who asks
+    answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # of `answer`
+
+    def answer(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` says, asked once per key. For what follows from the graph alone and the key: the inference is complete and does not change any more."""
+        if key not in self.answers:
+            self.answers[key] = find()
+        return self.answers[key]
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])

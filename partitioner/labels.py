@@ -93,7 +93,6 @@ class LabelProblem:
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
-        self._divided: dict[Node, Division] = {}
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:
@@ -156,7 +155,7 @@ class LabelProblem:
         if dim is None:
             self.base += work
             return
-        axes, divided = self.inference.axes[node], work * self.rates.masked(relation, dim)
+        axes, divided = self.inference.axes[node], work * self.rates.local_causal(relation, dim)
         made, flowing, covered = relation.makes or dim in relation.windows, self._flowing(relation, dim), 0.0
         for atom in self.atoms(node, dim):
             share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
@@ -346,16 +345,13 @@ class LabelProblem:
     # -- attention over the mesh ----------------------------------------------------------------------
     def divided(self, node: Node) -> Division:
         """How an exchanged attention is divided."""
-        known = self._divided.get(node)
-        if known is None:
-            known = self._divided[node] = division(self.inference, self.degrees, self.prices, node)
-        return known
+        return division(self.inference, self.degrees, self.prices, node)
 
     def _add_attention_output(self, node: Node, dim: int, atom: int, share: float, work: float) -> None:
         """Ulysses: back by all-to-all, or gathered over heads. With a ring the rows are always divided. Bytes: of the rank that receives most."""
         found = self.divided(node)
         work *= self.rates.uneven(found, atom)
-        counted, ring = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1
+        counted, ring = ExchangeBytes(self.inference, node, found, self.riders), found.degrees.ring > 1
         back = max(counted.result(atom)) * self.prices.byte
         gathered = 0.0 if ring else max(counted.result(atom, whole=True)) * self.prices.byte
         only = ring or (self.rates.main.get(node) == atom and self.long_enough(atom))
@@ -375,7 +371,7 @@ class LabelProblem:
     def _exchange_targets(self, node: Node, relation: Relation, i: int, rows: int) -> dict[int, int]:
         """The vertex of each atom of an exchanged operand, priced with the bytes that the busiest rank receives of it."""
         found, is_query = self.divided(node), i == relation.attention.q
-        counted, ring, together = ExchangeBytes(self.inference, node, found), found.degrees.ring > 1, self.atoms(relation.operands[i], rows)
+        counted, ring, together = ExchangeBytes(self.inference, node, found, self.riders), found.degrees.ring > 1, self.atoms(relation.operands[i], rows)
         exposed, targets = self.rates.exposed(node, relation, found) if ring else 0.0, {}
         for atom in together:
             moved = max(counted.operand(i, atom))

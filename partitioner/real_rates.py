@@ -42,13 +42,20 @@ class RealRates:
                 found[node] = max(atoms, key=lambda a: self.sizes.hint(table.length(a)))
         return found
 
-    def masked(self, relation: Relation, dim: int) -> float:
-        """How much more a local causal attention computes if its rows are cut: the triangle is a mask over whole keys then."""
+    def local_causal(self, relation: Relation, dim: int) -> float:
+        """How much more than its share the busiest rank computes of a local causal attention whose rows are cut (`passes.attend.emit_local_causal`).
+
+        One stretch of rows sees the keys up to its last one; several have a mask over whole keys.
+        """
         spec = relation.attention
         if not self.prices.real or spec is None or not spec.is_causal or dim != len(relation.out_axes[0]) - 2:
             return 1.0
         rows, columns = (self.inference.table.example_length(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
-        return rows * columns / max(attention_pairs(rows, columns, True), 1)
+        pairs, ranks = max(attention_pairs(rows, columns, True), 1), self.degrees.ranks
+        axis = self.inference.table.expand_axis(relation.operand_axes[spec.q][-2])
+        if not spec.plain or spec.dropout or len(axis) > 1 or len(axis[0]) > 1:
+            return rows * columns / pairs
+        return (pairs - attention_pairs(rows - -(-rows // ranks), columns, True)) * ranks / pairs
 
     def uneven(self, found: Division, atom: int) -> float:
         """Work of the busiest rank over the average: whole heads of a Ulysses rank, at real rates also the rows of an atom in a ring."""

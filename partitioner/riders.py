@@ -1,7 +1,7 @@
 """Short ends of a causal sequence stay with the long part beside them, so that every rank holds one contiguous stretch.
 
 A loss that predicts the next token cuts `logits[:, :-1]`: the sequence consists of two atoms then, `[S - 1 | 1]`. An atom with fewer positions than
-ranks is whole on every rank, and a causal ring over two atoms cannot be dealt out in zigzag order (`passes/balance.py`). As a *rider* the
+ranks is whole on every rank: work on it is repeated, and what is computed of both is gathered or cut at every turn. As a *rider* the
 short atom is held where the sequence would have been cut without it: `S` is divided evenly, the last rank's part ends with the rider (the first
 rank's begins with it), and the long atom, the *host*, has what remains:
 
@@ -65,10 +65,7 @@ class Riders:
 
 def riders_of(inference: Inference, ranks: int, ring: int) -> Riders:
     """The riders of all causal attentions around a ring; those of the first one where two disagree."""
-    key = (Riders, ranks, ring)
-    if key not in inference.answers:
-        inference.answers[key] = _read_riders(inference, ranks, ring)
-    return inference.answers[key]
+    return inference.answer((Riders, ranks, ring), lambda: _read_riders(inference, ranks, ring))
 
 
 def _read_riders(inference: Inference, ranks: int, ring: int) -> Riders:

@@ -117,7 +117,7 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
         k, v = (nbytes(relation.operands[i].meta["val"], sizes) for i in (spec.k, spec.v))
         over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
         if heads % u and cannot_exchange(node, relation, inference, degrees) is None:
-            over_mesh = mesh_bytes(inference, node, division(inference, degrees, Prices(0.0, 0.0, 0.0), node))
+            over_mesh = mesh_bytes(inference, degrees, node, division(inference, degrees, Prices(0.0, 0.0, 0.0), node))
         # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
         moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
     moved += sum(_mixed_bytes(n, rel, inference) for n, rel in inference.relations.items()) * (1 - 1 / degrees.ranks)

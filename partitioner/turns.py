@@ -17,11 +17,12 @@ from torch.fx import Node
 from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import OPERATIONS_PER_BYTE, Prices, nbytes, node_work
-from seqpar.partitioner.division import Division
+from seqpar.partitioner.division import Degrees, Division, division
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.lengths import part
 from seqpar.partitioner.op import outputs_of
+from seqpar.partitioner.riders import riders_of
 
 MOST = 4
 CLEARLY = 0.98  # of the time of fewer turns: kernels of few heads are a little slower
@@ -57,8 +58,12 @@ class Turns:
     saved: float = 0.0
 
 
-def turns_of(inference: Inference, prices: Prices, node: Node, found: Division) -> Turns:
-    """For an attention over the mesh that is divided as `found`; the same answer on every rank. In every turn all ranks attend as many heads."""
+def turns_of(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Turns:
+    """For an attention over the mesh; the same answer on every rank. In every turn all ranks attend as many heads."""
+    return inference.answer((Turns, degrees, prices, node), lambda: _find(inference, prices, node, division(inference, degrees, prices, node)))
+
+
+def _find(inference: Inference, prices: Prices, node: Node, found: Division) -> Turns:
     whole = Turns((found.heads,))
     if not prices.real or found.shared or found.degrees.ulysses == 1 or found.degrees.ring > 1:  # a ring hides its own transfers, on the same link
         return whole
@@ -88,7 +93,7 @@ def _shares(per_rank: int, turns: int, ranks: int, group: int) -> Iterator[HeadP
 def legs_of(inference: Inference, prices: Prices, node: Node, found: Division) -> Legs:
     """In floating-point operations of one rank; of an attention without a ring, whose sequences are all in parts."""
     relation, sizes, ranks = inference.relations[node], inference.table.sizes, found.degrees.ranks
-    spec, moved = relation.attention, ExchangeBytes(inference, node, found)
+    spec, moved = relation.attention, ExchangeBytes(inference, node, found, riders_of(inference, ranks, found.degrees.ring))
     atoms = {i: heaviest_factor(inference, relation.operand_axes[i][-2]) for i in (spec.q, spec.k, spec.v)}
     there = _busiest([moved.operand(i, a) for i, cut in atoms.items() for a in cut])
     back = _busiest([moved.result(a) for a in atoms[spec.q]])

@@ -8,8 +8,8 @@ After:  %q_h, %k_h, %v_h = seq_to_heads([%q, %k, %v], …, group="ulysses")     
 Where it pays (`partitioner/turns.py`) heads are exchanged and attended in turns, and the results joined:
         %q_0, … = seq_to_heads(…); %q_1, … = seq_to_heads(…); %o_0 = heads_to_seq(sdpa(%q_0, …)); %o_1 = heads_to_seq(sdpa(%q_1, …)); %o = cat(…)
 
-A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, parts=…, group="ring")` where that pays (`balance.py`). Heads that ranks share
-by query rows: `attend_shares.py`.
+A causal ring over one sequence is `zigzag_attention(%q_h, %k_h, %v_h, query_segments=…, key_segments=…, group="ring")` where that pays
+(`partitioner/balance.py`). Heads that ranks share by query rows: `attend_shares.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.fx import Node
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.attention_heads import HeadPlan
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.division import division
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
@@ -33,8 +34,8 @@ from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.turns import turns_of
 from seqpar.passes.attend_shares import emit_shares
-from seqpar.passes.balance import in_zigzag
 from seqpar.runtime.attention import causal_mask, select_heads
+from seqpar.runtime.head_shares import causal_rows
 from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 from seqpar.runtime.zigzag import zigzag_attention
@@ -138,11 +139,6 @@ class Exchange:
             for a, sharded in atoms
         )
 
-    def _stretches(self) -> tuple[Any, ...]:
-        """What each ring row holds of one sequence, all of whose atoms are sharded."""
-        rows, inner = (range(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)), self._inner(self.row_order)
-        return tuple(self.emitter.sizes.emit(product((inner, total(self._part(a, r) for a, _ in self.rows for r in row)))) for row in rows)
-
     # -- emission ------------------------------------------------------------------------------------
     def emit(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         """With the cut factor outermost, parts are contiguous; attention does not care about the order of rows and keys."""
@@ -159,7 +155,8 @@ class Exchange:
             return emit_shares(self, (q, k, v), mask)
         if self.ulysses == 1:
             return self._attend(q, k, v, mask)
-        turns = turns_of(self.emitter.view.inference, self.emitter.view.solution.prices, self.node, self.division).heads
+        view = self.emitter.view
+        turns = turns_of(view.inference, view.solution.degrees, view.solution.prices, self.node).heads
         moved = [self._to_heads(q, k, v, heads) for heads in turns]  # next to one another: all are on their way before the first attends
         results = [self._from_heads(self._attend(*self._received(x, heads), self._mask_heads(mask, heads)), heads) for x, heads in zip(moved, turns, strict=True)]
         return results[0] if len(results) == 1 else self._joined(results)
@@ -202,10 +199,9 @@ class Exchange:
         if self.ring == 1:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
-        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
-            parts = self._stretches()
-            return self.emitter.exchange(zigzag_attention, (q, k, v), {"parts": parts, **common, "group": "ring"})
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
+        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
+            return self.emitter.exchange(zigzag_attention, (q, k, v), {**segments, **common, "group": "ring"})
         return self.emitter.exchange(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 
 
@@ -239,13 +235,14 @@ def _held_ranges(view: LayoutView, axis: Axis, sharded: frozenset[int]) -> list[
 
 
 def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands: dict[Node, Node]) -> Node:
-    """Causal attention with cut rows and whole keys: the triangle becomes a mask of global positions."""
+    """Causal attention with cut rows and whole keys: one stretch of rows is attended to the keys up to its last one, of several the triangle becomes a mask of global positions."""
     spec = relation.attention
     q, k, v = (operands[relation.operands[i]] for i in (spec.q, spec.k, spec.v))
-    view = emitter.view
+    view, common = emitter.view, {"scale": spec.scale, "enable_gqa": spec.enable_gqa}
     ranges = [tuple(emitter.sizes.emit(n) for n in held) for held in _held_ranges(view, relation.operand_axes[spec.q][-2], view.required(node, relation, spec.q)[-2])]
+    if len(ranges) == 1 and spec.plain and not spec.dropout:
+        return emitter.call(causal_rows, (q, k, v), {"first": ranges[0][0], **common})
     columns = emitter.sizes.emit(view.inference.table.axis_length(relation.operand_axes[spec.k][-2]))
     device = node.meta["val"].device
     mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),)), {"device": device})
-    args = (q, k, v, mask, spec.dropout, False)
-    return emitter.call(aten.scaled_dot_product_attention.default, args, {"scale": spec.scale, "enable_gqa": spec.enable_gqa})
+    return emitter.call(aten.scaled_dot_product_attention.default, (q, k, v, mask, spec.dropout, False), common)

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.division import division
 from seqpar.partitioner.infer import BESIDE, Inference, infer
@@ -24,7 +25,6 @@ from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.partitioner.turns import turns_of
 from seqpar.passes.apart import operands_apart
-from seqpar.passes.balance import in_zigzag
 from seqpar.passes.boundary import detach
 from seqpar.passes.copies import drop_copies
 from seqpar.passes.count import Counts
@@ -118,7 +118,7 @@ class Partitioned:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
             if node in self.solution.labels.exchanged:
                 found = division(self.inference, degrees, self.solution.prices, node)
-                turns = len(turns_of(self.inference, self.solution.prices, node, found).heads)
+                turns = len(turns_of(self.inference, degrees, self.solution.prices, node).heads)
                 digest.update(f"{in_zigzag(self.inference, self.solution, node)} {found.shared} {turns}".encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())

@@ -8,14 +8,16 @@ import torch
 from torch.fx import Node
 
 from seqpar.partitioner.alternatives import mesh_name
+from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import is_contraction, node_work
 from seqpar.partitioner.division import division
+from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.solve import Solution
 from seqpar.partitioner.turns import turns_of
-from seqpar.passes.balance import in_zigzag
 from seqpar.passes.count import Counts, count
 from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
@@ -118,11 +120,19 @@ def _sizes_of(partitioned: Partitioned, rank: int) -> object:
         own,
         in_row,
         tuple(part(h, column, degrees.ulysses) for h in sorted(heads)),
-        rank if any(division(inference, degrees, solution.prices, n).shared for n in solution.labels.exchanged) else 0,
+        rank if any(_differs(inference, solution, n) for n in inference.relations) else 0,
         column if any(h % degrees.ulysses for h in heads) else 0,
         edge,
         row if any(inference.relations[n].attention.is_causal for n in solution.labels.exchanged) else 0,
     )
+
+
+def _differs(inference: Inference, solution: Solution, node: Node) -> bool:
+    """Whether ranks with parts of equal sizes have different work: pieces of shared heads, or rows of a triangle."""
+    if node in solution.labels.exchanged:
+        return division(inference, solution.degrees, solution.prices, node).shared
+    spec = inference.relations[node].attention
+    return spec is not None and spec.is_causal
 
 
 # -- attention and whole operators -----------------------------------------------------------------
@@ -136,7 +146,7 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
     if node in solution.labels.exchanged:
         zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
         found = division(inference, degrees, solution.prices, node)
-        turns = len(turns_of(inference, solution.prices, node, found).heads)
+        turns = len(turns_of(inference, degrees, solution.prices, node).heads)
         strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "") + (f" (in {turns} turns)" if turns > 1 else "")
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
         why += f"; {found.reason}" if found.reason else ""

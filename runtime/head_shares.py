@@ -4,22 +4,27 @@ Shapes: B batch, H all heads, h the heads and s the rows of one piece, S global 
 Each exchange is a `start_*` and a `finish_*` of the same arguments, and rounds to `comm_dtype`, as those of `ulysses` do.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from seqpar.runtime.attention import attend, merge
-from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
+from seqpar.runtime.groups import Group, rank_of, size_of
 from seqpar.runtime.layout import Range, Segments, global_ranges, is_sharded, local_ranges, sharded_only, take, total, which_travel
+from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.ring import refuse_gradients
-from seqpar.runtime.travel import SCALE_BYTES, Form
-from seqpar.runtime.wire import Block, pack, unpack
+from seqpar.runtime.travel import Form
+from seqpar.runtime.wire import Block
 
 Piece = tuple[int, int, int, int]
 """Start and stop of heads, start and stop of global rows."""
 Table = Sequence[Sequence[Piece]]
 """The pieces of every rank."""
+Order = Sequence[tuple[int, int]]
+"""Ranks, and numbers of pieces among theirs."""
 
 
 def seq_to_pieces(
@@ -42,23 +47,13 @@ def start_seq_to_pieces(
     sent = which_travel(segments, size)
     if not sent:
         return tensors[0].new_empty(0)
-    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
-    form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
-    encoded, header = form.encode([tensors[i].transpose(1, 2) for i in sent])
-    blocks: list[Block] = []
-    in_sizes, out_sizes = [0] * size, [0] * size
-    for peer in (r for r in range(size) if r != rank):
-        blocks += [(header, 0)] if header else []
-        in_sizes[peer] = out_sizes[peer] = form.header
-        for i, x in zip(sent, encoded, strict=True):
-            row = x.shape[0] * x.shape[3]  # elements per position and head
-            for piece in tables[i][peer]:
-                found = _exchanged(segments[i], rank, piece)
-                blocks.append(([_heads(p, piece) for p in take(x, 1, found)], 1))
-                in_sizes[peer] = in_sizes[peer] + row * total(found) * (piece[1] - piece[0])
-            for piece in tables[i][rank]:
-                out_sizes[peer] = out_sizes[peer] + row * total(_exchanged(segments[i], peer, piece)) * (piece[1] - piece[0])
-    return start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """What this rank holds of its pieces."""
+        return [(take(_heads(x, piece), 1, _exchanged(segments[i], rank, piece)), 1) for i, x in zip(sent, encoded, strict=True) for piece in tables[i][peer]]
+
+    incoming = _parts_of_pieces(tensors, segments, tables, sent, rank)
+    return start_to_peers([tensors[i].transpose(1, 2) for i in sent], outgoing, incoming, group=group, comm_dtype=comm_dtype)
 
 
 def finish_seq_to_pieces(
@@ -70,87 +65,65 @@ def finish_seq_to_pieces(
     wanted = [(i, piece) for i in range(len(tensors)) for piece in tables[i][rank]]
     arrived: dict[tuple[int, int], Iterator[Tensor]] = {}  # number of the piece, peer -> its part of every exchanged segment
     if sent:
-        form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
         exchanged = [(n, i, piece) for n, (i, piece) in enumerate(wanted) if i in sent]
-        lengths = {(n, peer): [m for _, m in _exchanged(segments[i], peer, piece)] for n, i, piece in exchanged for peer in range(size)}
-        shapes = [
-            shape
-            for peer in range(size)
-            if peer != rank
-            for shape in [
-                *([[form.header]] if form.header else []),
-                *([tensors[i].shape[0], sum(lengths[n, peer]), piece[1] - piece[0], tensors[i].shape[3]] for n, i, piece in exchanged),
-            ]
-        ]
-        received = iter(unpack(wait(wire), shapes))
-        for peer in (r for r in range(size) if r != rank):
-            header = next(received) if form.header else None
-            for n, i, _ in exchanged:
-                scale = None if header is None else header.narrow(0, SCALE_BYTES * sent.index(i), SCALE_BYTES)
-                (part,) = form.decode([next(received)], scale)
-                arrived[n, peer] = iter(part.split(lengths[n, peer], 1))
+        received = finish_from_peers(wire, tensors[0].dtype, _parts_of_pieces(tensors, segments, tables, sent, rank), group=group, comm_dtype=comm_dtype)
+        for peer, parts in received.items():
+            for (n, i, piece), part in zip(exchanged, parts, strict=True):
+                arrived[n, peer] = iter(part.split([m for _, m in _exchanged(segments[i], peer, piece)], 1))
     return [_assembled(tensors[i].transpose(1, 2), segments[i], piece, rank, {p: arrived[m, p] for m, p in arrived if m == n}) for n, (i, piece) in enumerate(wanted)]
 
 
-def pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+def pieces_to_seq(
+    pieces: Sequence[Tensor], segments: Segments, table: Table, order: Order | None = None, *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
     """This rank's pieces [B, h, s, D] -> [B, H, S_r, D]: its part of the sequence for all heads. One all-to-all.
 
-    table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces of one head's
-    rows have that head alone. Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
+    table: the pieces of every rank, in the order of `pieces`; together they hold every row of every head once, and pieces with the same heads
+    are all of their rows. order: (rank, number) of all pieces, such that rows ascend; that of the table if None.
+    Tuple segments: the rank's part. Int segments: the whole segment on every rank, with the same bits.
     """
-    wire = start_pieces_to_seq(pieces, segments, table, group=group, comm_dtype=comm_dtype)
-    return finish_pieces_to_seq(wire, pieces, segments, table, group=group, comm_dtype=comm_dtype)
+    wire = start_pieces_to_seq(pieces, segments, table, order, group=group, comm_dtype=comm_dtype)
+    return finish_pieces_to_seq(wire, pieces, segments, table, order, group=group, comm_dtype=comm_dtype)
 
 
-def start_pieces_to_seq(pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
+def start_pieces_to_seq(
+    pieces: Sequence[Tensor], segments: Segments, table: Table, order: Order | None = None, *, group: Group, comm_dtype: torch.dtype | None = None
+) -> Tensor:
     """The 1-D buffer of the other ranks' pieces, on its way; `finish_pieces_to_seq` reads it."""
-    size, rank = size_of(group), rank_of(group)
-    dtype, row = pieces[0].dtype, pieces[0].shape[0] * pieces[0].shape[3]  # elements per position and head
-    encoded, header = Form.of(dtype, len(pieces), comm_dtype).encode([x.transpose(1, 2) for x in pieces])
-    mine = global_ranges(segments, rank)
-    blocks: list[Block] = []
-    in_sizes, out_sizes = [0] * size, [0] * size
-    for peer in (r for r in range(size) if r != rank):
+    rank = rank_of(group)
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """Its rows of this rank's pieces."""
         rows = global_ranges(segments, peer)
-        blocks += [(header, 0)] if header else []
-        in_sizes[peer], out_sizes[peer] = (Form.of(dtype, len(table[r]), comm_dtype).header for r in (rank, peer))
-        for x, piece in zip(encoded, table[rank], strict=True):
-            sent = _common(rows, piece)
-            blocks.append((take(x, 1, [(start - piece[2], n) for start, n in sent]), 1))
-            in_sizes[peer] = in_sizes[peer] + row * total(sent) * (piece[1] - piece[0])
-        for piece in table[peer]:
-            out_sizes[peer] = out_sizes[peer] + row * total(_common(mine, piece)) * (piece[1] - piece[0])
-    return start_all_to_all(pack(blocks, encoded[0], dtype=Form.of(dtype, 1, comm_dtype).wire), out_sizes, in_sizes, group)
+        return [(take(x, 1, [(start - piece[2], n) for start, n in _common(rows, piece)]), 1) for x, piece in zip(encoded, table[rank], strict=True)]
+
+    return start_to_peers([x.transpose(1, 2) for x in pieces], outgoing, _parts_of_rows(pieces[0], segments, table, rank), group=group, comm_dtype=comm_dtype)
 
 
 def finish_pieces_to_seq(
-    wire: Tensor, pieces: Sequence[Tensor], segments: Segments, table: Table, *, group: Group, comm_dtype: torch.dtype | None = None
+    wire: Tensor,
+    pieces: Sequence[Tensor],
+    segments: Segments,
+    table: Table,
+    order: Order | None = None,
+    *,
+    group: Group,
+    comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Wait for what `start_pieces_to_seq` of the same arguments began: the result of `pieces_to_seq`."""
-    size, rank = size_of(group), rank_of(group)
-    forms = [Form.of(pieces[0].dtype, len(owned), comm_dtype) for owned in table]
-    batch, dim = pieces[0].shape[0], pieces[0].shape[3]
-    mine = global_ranges(segments, rank)
+    rank, mine = rank_of(group), global_ranges(segments, rank_of(group))
     one = Form.of(pieces[0].dtype, 1, comm_dtype)
     xs = [(x if all(map(is_sharded, segments)) else one.rounded(x)).transpose(1, 2) for x in pieces]  # whole: others see it rounded
-    shapes = [
-        shape
-        for peer in range(size)
-        if peer != rank
-        for shape in [*([[forms[peer].header]] if one.header else []), *([batch, total(_common(mine, p)), p[1] - p[0], dim] for p in table[peer])]
-    ]
-    received = iter(unpack(wait(wire), shapes))
+    received = finish_from_peers(wire, one.dtype, _parts_of_rows(pieces[0], segments, table, rank), group=group, comm_dtype=comm_dtype)
     parts: dict[tuple[int, int], list[list[Tensor]]] = {}  # heads -> per owner, in the order of rows: one part per range of this rank
-    for peer in range(size):
-        header = next(received) if one.header and peer != rank else None
-        arrived = iter(() if peer == rank else forms[peer].decode([next(received) for _ in table[peer]], header))
-        for i, piece in enumerate(table[peer]):
-            common = _common(mine, piece)
-            if peer == rank:
-                found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
-            else:
-                found = list(next(arrived).split([n for _, n in common], 1))
-            parts.setdefault((piece[0], piece[1]), []).append(found)
+    for peer, i in order or [(r, i) for r, owned in enumerate(table) for i in range(len(owned))]:
+        piece = table[peer][i]
+        common = _common(mine, piece)
+        if peer == rank:
+            found = take(xs[i], 1, [(start - piece[2], n) for start, n in common])
+        else:
+            found = list(received[peer][i].split([n for _, n in common], 1))
+        parts.setdefault((piece[0], piece[1]), []).append(found)
     columns = [_cat([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
     return _cat(columns, 2).transpose(1, 2).to(one.dtype)
 
@@ -174,6 +147,33 @@ def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | N
     if rows > square:
         results.append(seen(square, rows - square, 0, keys))
     return refuse_gradients(_cat([out.to(q.dtype) for out, _ in results], 2) if results else q.new_zeros((*q.shape[:3], v.shape[3])))
+
+
+def _parts_of_pieces(
+    tensors: Sequence[Tensor], segments: Sequence[Segments], tables: Sequence[Table], sent: Sequence[int], rank: int
+) -> Callable[[int], Incoming]:
+    """What a peer holds of this rank's pieces, one part per piece of a tensor in `sent`."""
+
+    def incoming(peer: int) -> Incoming:
+        shapes = [
+            (at, [tensors[i].shape[0], total(_exchanged(segments[i], peer, piece)), piece[1] - piece[0], tensors[i].shape[3]])
+            for at, i in enumerate(sent)
+            for piece in tables[i][rank]
+        ]
+        return Incoming(len(sent), shapes)
+
+    return incoming
+
+
+def _parts_of_rows(x: Tensor, segments: Segments, table: Table, rank: int) -> Callable[[int], Incoming]:
+    """This rank's positions of a peer's pieces; x: a piece of its own."""
+    mine = global_ranges(segments, rank)
+
+    def incoming(peer: int) -> Incoming:
+        shapes = [[x.shape[0], total(_common(mine, p)), p[1] - p[0], x.shape[3]] for p in table[peer]]
+        return Incoming(len(shapes), list(enumerate(shapes)))
+
+    return incoming
 
 
 def _heads(x: Tensor, piece: Piece) -> Tensor:

@@ -9,12 +9,14 @@ Each exchange is a `start_*`, which packs and returns the buffer that is on its 
 takes the rank's own part from them. `comm_dtype`: what floating point is rounded to on the way (`travel.py`).
 """
 
-from collections.abc import Sequence
+from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
+from seqpar.runtime.groups import Group, rank_of, size_of
 from seqpar.runtime.layout import (
     Segments,
     assemble,
@@ -27,8 +29,9 @@ from seqpar.runtime.layout import (
     total,
     which_travel,
 )
+from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block, pack, unpack
+from seqpar.runtime.wire import Block
 
 HeadRange = tuple[int, int]
 Heads = Sequence[HeadRange]
@@ -56,26 +59,14 @@ def start_seq_to_heads(
     sent = which_travel(segments, size)
     if not sent:
         return tensors[0].new_empty(0)
-    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
-    form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
-    encoded, header = form.encode([tensors[i].transpose(1, 2) for i in sent])
-    pieces = [take(x, 1, sharded_only(segments[i], local_ranges(segments[i], rank))) for i, x in zip(sent, encoded, strict=True)]
-    rows = [x.shape[0] * x.shape[3] for x in encoded]  # elements per position and head
-    lengths = [part_length(segments[i], rank) for i in sent]
-    own = [heads[i][rank][1] - heads[i][rank][0] for i in sent]
-    blocks: list[Block] = []
-    in_sizes, out_sizes = [0] * size, [0] * size
-    for peer in range(size):
-        if peer == rank:  # the own part never travels
-            continue
-        blocks += [(header, 0)] if header else []
-        in_sizes[peer] = out_sizes[peer] = form.header
-        for i, x, row, length, width in zip(sent, pieces, rows, lengths, own, strict=True):
-            first, stop = heads[i][peer]
-            blocks.append(([p.narrow(2, first, stop - first) for p in x], 1))
-            in_sizes[peer] = in_sizes[peer] + row * length * (stop - first)
-            out_sizes[peer] = out_sizes[peer] + row * part_length(segments[i], peer) * width
-    return start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)
+    held = [sharded_only(segments[i], local_ranges(segments[i], rank)) for i in sent]
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """Its heads of what this rank holds."""
+        return [(take(_heads(x, heads[i], peer), 1, ranges), 1) for i, x, ranges in zip(sent, encoded, held, strict=True)]
+
+    incoming = _parts_of_heads(tensors, segments, heads, sent, rank)
+    return start_to_peers([tensors[i].transpose(1, 2) for i in sent], outgoing, incoming, group=group, comm_dtype=comm_dtype)
 
 
 def finish_seq_to_heads(
@@ -84,20 +75,12 @@ def finish_seq_to_heads(
     """Wait for what `start_seq_to_heads` of the same arguments began: the result of `seq_to_heads`. Received parts are views, joined by one copy."""
     size, rank = size_of(group), rank_of(group)
     sent = which_travel(segments, size)
-    own = [x.transpose(1, 2).narrow(2, h[rank][0], h[rank][1] - h[rank][0]) for x, h in zip(tensors, heads, strict=True)]
+    own = [_heads(x.transpose(1, 2), h, rank) for x, h in zip(tensors, heads, strict=True)]
     if sent:
-        form = Form.of(tensors[0].dtype, len(sent), comm_dtype)
-        shapes = [
-            shape
-            for peer in range(size)
-            if peer != rank
-            for shape in [*([[form.header]] if form.header else []), *([own[i].shape[0], part_length(segments[i], peer), *own[i].shape[2:]] for i in sent)]
-        ]
-        received = unpack(wait(wire), shapes)
-        parts = [_decoded(form, received, at, len(sent)) for at in range(0, len(received), len(received) // (size - 1))]
-        parts.insert(rank, [own[i] for i in sent])
+        parts = finish_from_peers(wire, tensors[0].dtype, _parts_of_heads(tensors, segments, heads, sent, rank), group=group, comm_dtype=comm_dtype)
+        parts[rank] = [own[i] for i in sent]
         for at, i in enumerate(sent):
-            own[i] = assemble(own[i], 1, segments[i], [row[at] for row in parts], rank)
+            own[i] = assemble(own[i], 1, segments[i], [parts[r][at] for r in range(size)], rank)
     return [x.transpose(1, 2) for x in own]
 
 
@@ -118,21 +101,12 @@ def start_heads_to_seq(x: Tensor, segments: Segments, heads: Heads, *, group: Gr
     if size == 1:
         return x.new_empty(0)
     assert all(a[1] == b[0] for a, b in zip(heads, heads[1:], strict=False)), f"heads must be adjacent: {heads}"
-    form = Form.of(x.dtype, 1, comm_dtype)
-    (sent,), header = form.encode([x.transpose(1, 2)])
-    batch, _, own_heads, dim = sent.shape
-    blocks: list[Block] = []
-    in_sizes, out_sizes = [0] * size, [0] * size
-    mine = batch * dim * total(global_ranges(segments, rank))
-    for peer in range(size):
-        if peer == rank:
-            continue
-        rows = global_ranges(segments, peer)
-        blocks += [(header, 0)] if header else []
-        blocks.append((take(sent, 1, rows), 1))
-        in_sizes[peer] = form.header + batch * dim * own_heads * total(rows)
-        out_sizes[peer] = form.header + mine * (heads[peer][1] - heads[peer][0])
-    return start_all_to_all(pack(blocks, sent, dtype=form.wire), out_sizes, in_sizes, group)
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """Its rows of this rank's heads."""
+        return [(take(encoded[0], 1, global_ranges(segments, peer)), 1)]
+
+    return start_to_peers([x.transpose(1, 2)], outgoing, _parts_of_rows(x, segments, heads, rank), group=group, comm_dtype=comm_dtype)
 
 
 def finish_heads_to_seq(wire: Tensor, x: Tensor, segments: Segments, heads: Heads, *, group: Group, comm_dtype: torch.dtype | None = None) -> Tensor:
@@ -140,24 +114,35 @@ def finish_heads_to_seq(wire: Tensor, x: Tensor, segments: Segments, heads: Head
     size, rank = size_of(group), rank_of(group)
     if size == 1:
         return x
-    x = x.transpose(1, 2)
-    form, rows = Form.of(x.dtype, 1, comm_dtype), global_ranges(segments, rank)
-    length = total(rows)
-    shapes = [
-        shape
-        for peer in range(size)
-        if peer != rank
-        for shape in [*([[form.header]] if form.header else []), [x.shape[0], length, heads[peer][1] - heads[peer][0], x.shape[3]]]
-    ]
-    received = unpack(wait(wire), shapes)
-    parts = [_decoded(form, received, at, 1)[0] for at in range(0, len(received), len(received) // (size - 1))]
-    own = take(x if all(map(is_sharded, segments)) else form.rounded(x), 1, rows)
-    parts.insert(rank, own[0] if len(own) == 1 else torch.cat(own, 1))
-    return torch.cat(parts, 2).transpose(1, 2)
+    parts = finish_from_peers(wire, x.dtype, _parts_of_rows(x, segments, heads, rank), group=group, comm_dtype=comm_dtype)
+    x, form = x.transpose(1, 2), Form.of(x.dtype, 1, comm_dtype)
+    own = take(x if all(map(is_sharded, segments)) else form.rounded(x), 1, global_ranges(segments, rank))
+    parts[rank] = [own[0] if len(own) == 1 else torch.cat(own, 1)]
+    return torch.cat([parts[r][0] for r in range(size)], 2).transpose(1, 2)
 
 
-def _decoded(form: Form, received: Sequence[Tensor], at: int, count: int) -> list[Tensor]:
-    """The `count` parts of one peer, whose header or first part is `received[at]`."""
-    if not form.header:
-        return list(received[at : at + count])
-    return form.decode(received[at + 1 : at + 1 + count], received[at])
+def _heads(x: Tensor, heads: Heads, rank: int) -> Tensor:
+    """A rank's heads of [B, S, H, D]."""
+    start, stop = heads[rank]
+    return x.narrow(2, start, stop - start)
+
+
+def _parts_of_heads(
+    tensors: Sequence[Tensor], segments: Sequence[Segments], heads: Sequence[Heads], sent: Sequence[int], rank: int
+) -> Callable[[int], Incoming]:
+    """What a peer holds of the positions of this rank's heads, one part per tensor in `sent`."""
+
+    def incoming(peer: int) -> Incoming:
+        shapes = [[tensors[i].shape[0], part_length(segments[i], peer), heads[i][rank][1] - heads[i][rank][0], tensors[i].shape[3]] for i in sent]
+        return Incoming(len(sent), list(enumerate(shapes)))
+
+    return incoming
+
+
+def _parts_of_rows(x: Tensor, segments: Segments, heads: Heads, rank: int) -> Callable[[int], Incoming]:
+    """This rank's positions of a peer's heads."""
+
+    def incoming(peer: int) -> Incoming:
+        return Incoming(1, [(0, [x.shape[0], total(global_ranges(segments, rank)), heads[peer][1] - heads[peer][0], x.shape[3]])])
+
+    return incoming

@@ -6,22 +6,22 @@ of two chunks of different ranks one is wholly visible to the other. The idea of
 that of Striped Attention (Brandon et al. 2023, arXiv:2311.09431); the order in pairs of chunks is the one the Llama 3 report (Dubey et al. 2024,
 arXiv:2407.21783) describes for its context parallelism.
 
-Only this attention works in that order: one exchange brings q, k and v there, another one brings the result back.
+Only this attention works in that order: one exchange brings q, k and v there from whatever parts of the sequence the ranks hold, another one brings the result back.
 """
 
 from __future__ import annotations  # inner functions are compiled: theirs must not be evaluated
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from seqpar.runtime.attention import Partial, attend, merge
-from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
-from seqpar.runtime.layout import Range
+from seqpar.runtime.groups import Group, rank_of, size_of
+from seqpar.runtime.head_shares import Table, pieces_to_seq, seq_to_pieces
+from seqpar.runtime.layout import Range, Segments, is_sharded, part_length
 from seqpar.runtime.ring import refuse_gradients, rotate
-from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block, pack, unpack
 
 
 def zigzag_attention(
@@ -29,26 +29,31 @@ def zigzag_attention(
     k: Tensor,
     v: Tensor,
     *,
-    parts: Sequence[int],
+    query_segments: Segments,
+    key_segments: Segments,
     scale: float | None = None,
     enable_gqa: bool = False,
     group: Group,
     comm_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Causal attention of the local q [B, H, S_r, D] to k, v [B, Hk, S_r, D]; like q. All are rank r's contiguous part of one sequence.
+    """Causal attention of the local q [B, H, S_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q. Queries and keys are the same S positions.
 
-    parts: the length of every rank's part, S_r among them; uneven and empty parts are fine. One dtype.
+    Segments as in `ring_attention`; all of the queries are sharded. Parts may be uneven and empty. One dtype.
 
-    Received by rank r, in elements, with m = `arriving(parts)[r]` and n = `arriving(parts, back=True)[r]` positions from other ranks and
+    Received by rank r, in elements, with m positions that it attends and does not hold, n that it holds and does not attend, and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
     With `comm_dtype` (see `travel.py`) what comes from other ranks is rounded to it.
     """
     size, rank = size_of(group), rank_of(group)
     if size == 1:
         return attend(q, k, v, None, scale, enable_gqa, is_causal=True)[0]
+    assert all(map(is_sharded, query_segments)), f"every rank attends its own queries: {query_segments}"
+    parts = [part_length(query_segments, r) for r in range(size)]
     chunks = chunk_lengths(parts)
-    q, k, v = move([q, k, v], chunks, held(size), wanted(size), group, comm_dtype)
-    low, high = chunks[rank], chunks[2 * size - 1 - rank]
+    tables = [pieces(chunks, x.shape[1]) for x in (q, k, v)]
+    moved = seq_to_pieces([q, k, v], [query_segments, key_segments, key_segments], tables, group=group, comm_dtype=comm_dtype)
+    q, k, v = (torch.cat(moved[i : i + 2], 2) for i in (0, 2, 4))
+    low, high = (chunks[c] for c in attended(rank, size))
 
     def visit(result: tuple[Partial, Partial] | None, source: int, k: Tensor, v: Tensor) -> tuple[Partial, Partial]:
         """Results of the low and of the high chunk."""
@@ -62,93 +67,31 @@ def zigzag_attention(
 
     own: list[Range] = [(0, low + high)]
     (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group, comm_dtype)
-    out = torch.cat([low_out.to(q.dtype), high_out.to(q.dtype)], 2)
-    return refuse_gradients(move([out], chunks, wanted(size), held(size), group, comm_dtype)[0])
+    order = sorted((c, (r, i)) for r in range(size) for i, c in enumerate(attended(r, size)))
+    results = [low_out.to(q.dtype), high_out.to(q.dtype)]
+    return refuse_gradients(pieces_to_seq(results, query_segments, tables[0], [piece for _, piece in order], group=group, comm_dtype=comm_dtype))
 
 
 def chunk_lengths(parts: Sequence[int]) -> list[int]:
-    """2N chunks for N parts: the halves of every part, so chunks 2r and 2r+1 lie on rank r."""
+    """2N chunks for N ranks that hold so many positions: halves of their number."""
     return [n for part in parts for n in ((part + 1) // 2, part // 2)]
 
 
-def held(size: int) -> list[tuple[int, int]]:
-    """The chunks of every rank's contiguous part."""
-    return [(2 * r, 2 * r + 1) for r in range(size)]
-
-
-def wanted(size: int) -> list[tuple[int, int]]:
-    """The chunks whose queries every rank attends."""
-    return [(r, 2 * size - 1 - r) for r in range(size)]
+def attended(rank: int, size: int) -> tuple[int, int]:
+    """The chunks whose queries a rank attends."""
+    return rank, 2 * size - 1 - rank
 
 
 def dealt(parts: Sequence[int]) -> list[int]:
     """How many positions every rank attends."""
     chunks = chunk_lengths(parts)
-    return [chunks[a] + chunks[b] for a, b in wanted(len(parts))]
+    return [sum(chunks[c] for c in attended(r, len(parts))) for r in range(len(parts))]
 
 
-def arriving(parts: Sequence[int], back: bool = False) -> list[int]:
-    """How many positions every rank receives from others on the way there, or back."""
-    chunks = chunk_lengths(parts)
-    before, after = (wanted(len(parts)), held(len(parts))) if back else (held(len(parts)), wanted(len(parts)))
-    return [sum(chunks[c] for c in mine if c not in have) for have, mine in zip(before, after, strict=True)]
-
-
-def visible_pairs(parts: Sequence[int]) -> list[int]:
-    """How many pairs of query and key every rank computes."""
-    chunks, lengths, size = chunk_lengths(parts), dealt(parts), len(parts)
-    return [
-        n * (n + 1) // 2 + n * sum(chunks[:r]) + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :])
-        for r, n in enumerate(lengths)
-    ]
-
-
-def move(
-    tensors: Sequence[Tensor],
-    chunks: Sequence[int],
-    before: Sequence[tuple[int, int]],
-    after: Sequence[tuple[int, int]],
-    group: Group,
-    comm_dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
-    size, rank = size_of(group), rank_of(group)
-    assert len({x.dtype for x in tensors}) == 1, f"one dtype per exchange, got {[x.dtype for x in tensors]}"
-    xs = [x.transpose(1, 2) for x in tensors]
-    form = Form.of(xs[0].dtype, len(xs), comm_dtype)
-    encoded, header = form.encode(xs)
-    row = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in xs)
-    sent = [_chunk(x, chunks, before[rank]) for x in encoded]
-    blocks: list[Block] = []
-    shapes: list[list[int]] = []
-    in_sizes, out_sizes, sources = [0] * size, [0] * size, []
-    for peer in range(size):
-        if peer == rank:
-            continue
-        for c in before[rank]:
-            if c in after[peer]:
-                blocks += [(header, 0)] if header else []
-                blocks += [([mine[c]], 1) for mine in sent]
-                in_sizes[peer] = in_sizes[peer] + form.header + row * chunks[c]
-        for c in before[peer]:
-            if c in after[rank]:
-                sources.append(c)
-                shapes += [[form.header]] if form.header else []
-                shapes += [[x.shape[0], chunks[c], x.shape[2], x.shape[3]] for x in xs]
-                out_sizes[peer] = out_sizes[peer] + form.header + row * chunks[c]
-    received = iter(unpack(wait(start_all_to_all(pack(blocks, encoded[0], dtype=form.wire), out_sizes, in_sizes, group)), shapes))
-    local = [_chunk(x, chunks, before[rank]) for x in xs]
-    for c in sources:
-        scales = next(received) if form.header else None
-        for mine, part in zip(local, form.decode([next(received) for _ in xs], scales), strict=True):
-            mine[c] = part.to(form.dtype)
-    return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
-
-
-def _chunk(x: Tensor, chunks: Sequence[int], numbers: tuple[int, int]) -> dict[int, Tensor]:
-    """The two chunks of x [B, S, H, D] by number."""
-    first, second = numbers
-    return {first: x.narrow(1, 0, chunks[first]), second: x.narrow(1, chunks[first], chunks[second])}
+def pieces(chunks: Sequence[int], heads: int) -> Table:
+    """All heads of the chunks that every rank attends."""
+    size, ends = len(chunks) // 2, list(accumulate(chunks, initial=0))
+    return [[(0, heads, ends[c], ends[c + 1]) for c in attended(r, size)] for r in range(size)]
 
 
 def _cut(partial: Partial, low: int, high: int) -> tuple[Partial, Partial]:

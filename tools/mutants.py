@@ -1,4 +1,4 @@
-"""Planted mistakes: wrong rules, wrong emissions, wrong collectives, guards that do not look. The tests must notice each of them.
+"""Planted mistakes: wrong rules, wrong emissions, wrong collectives, guards that do not look, wrong prices. The tests must notice each of them.
 
 `old` occurs exactly once in `file`. `tests` are the few files (or tests) of the suite that should notice, the likeliest first;
 `check_rules cat view` stands for the rules of these operators, which `tests/partitioner/test_rules.py` checks with all others.
@@ -38,6 +38,11 @@ RECOGNISE = ("tests/passes/test_recognise.py",)
 REPLAY = ("tests/test_respecialise.py", "tests/passes/test_replay.py")
 SYMBOLIC = ("tests/test_symbolic.py::test_lengths_shorter_than_the_ranks_do_not_fit_the_program", "tests/passes/test_trace.py")
 MODULE = ("tests/test_module.py::test_the_cache_is_bounded", "tests/test_module.py::test_autograd_inference_mode_and_autocast", "tests/test_respecialise.py")
+RIDERS = ("tests/partitioner/test_riders.py",)
+DIVISION = ("tests/partitioner/test_division.py",)
+BYTES = ("tests/partitioner/test_exchange_bytes.py",)
+BALANCE = ("tests/partitioner/test_balance.py",)
+TIMELINE = ("tests/passes/test_timeline.py",)
 
 RULE_MUTANTS = (
     Mutant("cat puts its parts in reverse order", "partitioner/rules/parts.py", "(tuple(a for f in factors for a in f),)", "(tuple(a for f in factors[::-1] for a in f),)", ("check_rules cat", "tests/partitioner/test_infer.py", "tests/partitioner/test_chains.py")),
@@ -110,9 +115,9 @@ RUNTIME_MUTANTS = (
     Mutant("the second sharded segment is read from the first", "runtime/layout.py", "offsets[r] = offsets[r] + n", "pass", LAYOUT),
     Mutant("gathered parts in reverse rank order", "runtime/layout.py", "for r, n in enumerate(sizes)]", "for r, n in reversed(list(enumerate(sizes)))]", LAYOUT),
     Mutant("the first rank's bits become the last rank's", "runtime/layout.py", ".narrow(0, 0, _numel(shape))", ".narrow(0, (size_of(group) - 1) * _numel(shape), _numel(shape))", ("tests/test_verify.py", "tests/runtime/test_layout.py"), "any one rank may give the value, as long as it is the same one everywhere"),
-    Mutant("a peer gets the sender's own heads", "runtime/ulysses.py", "first, stop = heads[i][peer]", "first, stop = heads[i][rank]", ULYSSES),
-    Mutant("what a peer sends has the own length", "runtime/ulysses.py", "row * part_length(segments[i], peer) * width", "row * length * width", ULYSSES),
-    Mutant("the own heads come first", "runtime/ulysses.py", "parts.insert(rank, own[0]", "parts.insert(0, own[0]", ULYSSES),
+    Mutant("a peer gets the sender's own heads", "runtime/ulysses.py", "_heads(x, heads[i], peer)", "_heads(x, heads[i], rank)", ULYSSES),
+    Mutant("what a peer sends has the own length", "runtime/ulysses.py", "part_length(segments[i], peer), heads", "part_length(segments[i], rank), heads", ULYSSES),
+    Mutant("the own heads come first", "runtime/ulysses.py", "parts[r][0] for r in range(size)", "parts[r][0] for r in (rank, *(p for p in range(size) if p != rank))", ULYSSES),
     Mutant("blocks are taken for those of the next rank", "runtime/ring.py", "source, pending = (rank - step) % size, None", "source, pending = (rank + step) % size, None", RING),
     Mutant("the mask of a block is cut like its queries", "runtime/ring.py", "(3, key_ranges)):", "(3, self.query_ranges)):", RING),
     Mutant("the mask's rows are not cut", "runtime/ring.py", "for dim, ranges in ((2, self.query_ranges), (3, key_ranges)):", "for dim, ranges in ((3, key_ranges),):", RING),
@@ -148,4 +153,38 @@ GUARD_MUTANTS = (
     Mutant("a program serves autocast and no autocast", "module.py", "self._model.training, autocast, None if", "self._model.training, None if", ("tests/test_module.py::test_a_program_made_under_autocast_is_not_used_outside_of_it",)),
 )  # fmt: skip
 
-MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS
+PRICE_MUTANTS = (
+    Mutant("riders are held by the first rank, wherever they lie", "partitioner/riders.py", "length if (first if run.index(atom) < at else last) else 0", "length if first else 0", RIDERS),
+    Mutant("a host keeps its even part beside riders", "partitioner/riders.py", "total([*(lengths[:at] if first else ()), *(lengths[at + 1 :] if last else ())])", "0", RIDERS),
+    Mutant("riders need not fit into a part", "partitioner/riders.py", "if sizes.hint(whole) < needed:", "if False:", RIDERS),
+    Mutant("that riders fit is no condition on lengths", "partitioner/riders.py", "sizes.assume(sympy.Ge(whole, needed), (long[0],))", "pass", RIDERS),
+    Mutant("some atoms of a stretch are a stretch", "partitioner/riders.py", "any(self.runs.get(atom) == factor for atom in factor)", "any(atom in self.runs for atom in factor)", RIDERS),
+    Mutant("a rider rides without its host", "partitioner/riders.py", "return self.hosts.get(atom) in among", "return atom in self.hosts", RIDERS),
+    Mutant("riders join attention that is not causal", "partitioner/riders.py", "if not spec.is_causal or spec.mask is not None:", "if spec.mask is not None:", RIDERS),
+    Mutant("heads that ranks do not divide are never worth sharing", "partitioner/division.py", "if saved <= max(0.0, further) * prices.byte + prices.call:", "if True:", DIVISION),
+    Mutant("what sharing moves costs nothing", "partitioner/division.py", "if saved <= max(0.0, further) * prices.byte + prices.call:", "if saved <= 0:", DIVISION),
+    Mutant("a causal ring without zigzag order counts as even", "partitioner/division.py", "uneven *= 2 - 1 / degrees.ring", "pass", (*BALANCE, *DIVISION)),
+    Mutant("shared causal heads have equal rows", "partitioner/division.py", "if spec.is_causal else share_heads(heads, degrees.ranks)", "if False else share_heads(heads, degrees.ranks)", DIVISION),
+    Mutant("what a rank holds itself is priced as received", "partitioner/exchange_bytes.py", " - _common(p, edges[rank], edges[rank + 1])", "", BYTES),
+    Mutant("a result that becomes whole is priced like parts", "partitioner/exchange_bytes.py", "(edges[0], edges[-1]) if whole else", "(edges[0], edges[-1]) if False else", BYTES),
+    Mutant("the price is what the first rank receives", "partitioner/exchange_bytes.py", "return max(zip(*sums, strict=True), key=sum)", "return sums[0][0], sums[1][0]", BYTES),
+    Mutant("repeated key heads are priced once", "partitioner/exchange_bytes.py", "stop - start if index is None else len(index)", "stop - start", BYTES),
+    Mutant("riders are priced in even parts", "partitioner/exchange_bytes.py", "table.sizes.hint(self.riders.part(atom, table.length(atom), r, self.inference))", "(lengths[at] + ranks - 1 - r) // ranks", BYTES),
+    Mutant("the exchanges of zigzag order are free", "partitioner/exchange_bytes.py", "(0, self.zigzag(cut)), ", "", BYTES),
+    Mutant("around a ring in zigzag order travel contiguous parts", "partitioner/exchange_bytes.py", "lengths = dealt(self.row_parts)", "lengths = self.row_parts", BYTES),
+    Mutant("every causal ring is dealt out", "partitioner/balance.py", "return saved > max", "return True or saved > max", BALANCE),
+    Mutant("keys of another sequence are dealt out like the queries", "partitioner/balance.py", "if found.degrees.ring == 1 or not same_positions(inference, relation):", "if found.degrees.ring == 1:", BALANCE),
+    Mutant("a late chunk does not see later blocks", "partitioner/zigzag.py", " + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :])", "", ("tests/partitioner/test_zigzag.py",)),
+    Mutant("pieces come back in the order of ranks", "runtime/head_shares.py", "for peer, i in order or [", "for peer, i in [", ("tests/runtime/test_zigzag.py",)),
+    Mutant("rows beside whole keys begin at the first key", "passes/attend.py", '{"first": ranges[0][0], **common}', '{"first": 0, **common}', ("tests/partitioner/test_real_rates.py",)),
+    Mutant("ranks with rows of a triangle are counted as one", "passes/plan_of.py", "return spec is not None and spec.is_causal", "return False", ("tests/partitioner/test_real_rates.py::test_rows_of_local_causal_attention_see_no_later_key",)),
+    Mutant("a block of a ring is attended when the next has arrived", "passes/timeline.py", "            self.work(seconds / (journeys + 1))\n            self.wait(arrived)", "            self.wait(arrived)\n            self.work(seconds / (journeys + 1))", TIMELINE),
+    Mutant("every transfer has a link of its own", "passes/timeline.py", "begin = max(self.free, self.now)", "begin = self.now", TIMELINE),
+    Mutant("what is in flight is not waited for", "passes/timeline.py", "self.wait(self.flying.pop(node.args[0]))", "self.flying.pop(node.args[0])", TIMELINE),
+    Mutant("an order is taken whatever memory it needs", "passes/schedule.py", "if program.peak(steps) <= limit:", "if True:", ("tests/passes/test_schedule.py::test_work_that_would_stay_alive_too_long_is_not_put_behind_an_exchange",)),
+    Mutant("buffers on the wire need no memory", "passes/schedule.py", "self.wire[node] = 2 * received", "self.wire[node] = 0 * received", ("tests/passes/test_schedule.py::test_buffers_are_alive_while_they_are_on_their_way",)),
+    Mutant("what filled the time of an exchange is done again", "passes/schedule.py", "if node in self.done:  # filled", "if False:  # filled", ("tests/passes/test_schedule.py::test_what_fills_one_exchange_is_not_done_again_after_another",)),
+    Mutant("work that needs what is in flight fills its time", "passes/schedule.py", "candidate in self.program.transfer or any(n in blocked for n in candidate.all_input_nodes):", "candidate in self.program.transfer:", ("tests/passes/test_schedule.py::test_the_mlp_of_a_parallel_block_is_between_start_and_finish",)),
+)  # fmt: skip
+
+MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS

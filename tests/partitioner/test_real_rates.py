@@ -12,8 +12,11 @@ from seqpar.errors import MeshError
 from seqpar.partitioner.alternatives import attention_bytes
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.real_rates import RealRates
 from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.trace import trace
+from seqpar.runtime.attention import causal_mask
+from seqpar.runtime.head_shares import causal_rows
 from seqpar.verification import verify_traced
 
 SLOW = Machine(flops_per_s=1e12, bytes_per_s=1e9, latency_s=1e-9, name="slow link").at_real_rates()
@@ -125,6 +128,20 @@ def test_all_are_right_for_uneven_lengths(options, mesh, machine):
     report = verify_traced(traced(13, **options), ulysses=mesh[0], ring=mesh[1], machine=machine)
     assert report.ok, report
     assert not [a for a in report.plan.attention if a.strategy == "replicated"]  # ranks were asked for
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_rows_of_local_causal_attention_see_no_later_key(kv_heads):
+    """64 rows on 4 ranks, 4 heads of 8: together the ranks compute the pairs that are visible, the last one 1 - 1/8 of its rows times all keys."""
+    found = partition(traced(is_causal=True, kv_heads=kv_heads), ulysses=4, machine=SLOW)
+    assert set(strategies(found)) <= {"local", "gather input", "gather K/V"}
+    program = found.program(1).graph
+    assert not any(n.target is causal_mask for n in program.nodes)
+    attended = [sum(c.flops[n.name] for n in program.nodes if n.target is causal_rows) for c in found.counts]
+    pairs = [sum(row + 1 for row in range(16 * r, 16 * r + 16)) for r in range(4)]
+    assert attended == [2 * 4 * 4 * 8 * n for n in pairs] and sum(pairs) == 64 * 65 // 2  # two attentions of two products
+    (one, _), rates = (n for n, r in found.inference.relations.items() if r.attention), RealRates(found.inference, found.solution.degrees, found.solution.prices)
+    assert rates.local_causal(found.inference.relations[one], 2) == pytest.approx(max(pairs) / (sum(pairs) / 4))
 
 
 def test_never_more_time_than_the_mesh_alone():

@@ -48,6 +48,7 @@ USES = {
     "sliced, and all logits": lambda logits, labels: (loss(logits[:, :-1], labels[:, 1:]), logits),
     "two tokens ahead": lambda logits, labels: loss(logits[:, :-1], labels[:, 1:]) + loss(logits[:, :-2].tanh(), labels[:, 2:]),
     "the last by itself": lambda logits, labels: (loss(logits[:, :-1], labels[:, 1:]), logits[:, -1:].amax(1).softmax(-1)),
+    "a prompt is left out": lambda logits, labels: logits[:, 7:].softmax(-1) + 1,
     "without the first": lambda logits, labels: logits[:, 1:].softmax(-1) + 1,
 }
 
@@ -79,6 +80,13 @@ def test_symbolic_lengths():
     found = traced("sliced", dynamic=True)
     report = verify_traced(found, ulysses=2, ring=2, machine=FREE)
     assert report.ok and {a.strategy for a in report.plan.attention} == {"ulysses+ring (zigzag)"}, report
+
+
+def test_a_program_serves_lengths_whose_last_part_carries_the_riders():
+    conditions = partition(traced("two tokens ahead", dynamic=True), ring=4, machine=FREE).conditions
+    (length,) = set().union(*(c.free_symbols for c in conditions))
+    served = {n: all(c.subs(length, n) == True for c in conditions) for n in (7, 8, 19, 64)}  # noqa: E712  (sympy's own truth)
+    assert served == {7: False, 8: True, 19: True, 64: True}
 
 
 def read(found, ranks, ring):

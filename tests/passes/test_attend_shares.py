@@ -64,7 +64,7 @@ def test_symbolic_lengths():
     check(traced(5, dynamic=True), 2, "ulysses (shared heads)")
 
 
-@pytest.mark.parametrize(("mesh", "options"), [((4, 1), {"is_causal": True}), ((4, 1), {"kv_heads": 3, "enable_gqa": True}), ((4, 2), {}), ((2, 2), {"is_causal": True, "text": 9})])
+@pytest.mark.parametrize(("mesh", "options"), [((4, 1), {"is_causal": True}), ((4, 1), {"kv_heads": 3, "enable_gqa": True}), ((4, 2), {}), ((4, 2), {"is_causal": True, "text": 9})])
 def test_causal_grouped_and_with_a_ring(mesh, options):
     report = verify_traced(traced(6, **options), ulysses=mesh[0], ring=mesh[1], machine=FREE)
     assert report.ok and [a.strategy for a in report.plan.attention] == ["ulysses (shared heads)"]

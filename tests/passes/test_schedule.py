@@ -147,6 +147,16 @@ def test_the_same_bits_and_the_same_collectives_on_all_ranks(mesh, sizes):
     assert verify_traced(found, ulysses=mesh[0], ring=mesh[1]).ok
 
 
+def test_buffers_are_alive_while_they_are_on_their_way():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    moved = graph.call_function(gather, (x, 0, ((4, 4),)), {"group": "sp"})
+    output = graph.output((moved,))
+    counts = count(fx.GraphModule(nn.Module(), graph), [torch.ones(4, 2)], ulysses=2, ring=1, rank=0)
+    peak = _Program(graph, counts, Machine()).peak([Step(x), Step(moved, 0), Step(moved, 1), Step(output)])
+    assert peak == 2 * 32 + 64, "what is sent and what arrives (4 x 2 numbers of 4 bytes each), and the result"
+
+
 def test_memory_stays_within_the_bound():
     found = traced(text=64, image=960)
     partitioned = partition(found, ulysses=2)
@@ -159,6 +169,21 @@ def test_memory_stays_within_the_bound():
     program = _Program(before.graph, partitioned.counts[0], partitioned.machine)
     assert peaks[0] == pytest.approx(program.peak([Step(n) for n in before.graph.nodes]))
     assert 0 < peaks[1] <= MEMORY_BOUND * peaks[0]
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(4, True), (4096, False)])
+def test_work_that_would_stay_alive_too_long_is_not_put_behind_an_exchange(rows, taken):
+    """What is made while the exchange is on its way is held beside what is made of the exchange: twice the memory, where it is as large."""
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    moved = graph.call_function(gather, (x, 0, ((4, 4),)), {"group": "sp"})
+    first = graph.call_function(aten.sum.dim_IntList, (graph.call_function(aten.repeat.default, (moved, [2048, 1])), [0]))
+    last = graph.call_function(gather, (first, 0, ((2, 2),)), {"group": "sp"})
+    graph.output((last, graph.call_function(aten.sum.dim_IntList, (graph.call_function(aten.repeat.default, (y, [rows, 1])), [0]))))
+    gm = fx.GraphModule(nn.Module(), graph)
+    scheduled = schedule(gm, count(gm, [torch.ones(4, 2)] * 2, ulysses=2, ring=1, rank=0), Machine(latency_s=1e-6))  # one operator takes longer
+    places = [n.args[1] for n in scheduled.graph.nodes if n.target is aten.repeat.default]
+    assert places == ([[rows, 1], [2048, 1]] if taken else [[2048, 1], [rows, 1]])
 
 
 def test_a_program_with_nothing_to_move_is_returned_as_it_is():

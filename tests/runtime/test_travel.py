@@ -90,9 +90,8 @@ def test_rings(comm, causal):
 
     def f(rank, group):
         local = [shard(t, 2, (parts,), rank=rank) for t in (q, k, v)]
-        if causal:
-            return zigzag_attention(*local, parts=parts, group=group, comm_dtype=comm)
-        return ring_attention(*local, query_segments=(parts,), key_segments=(parts,), group=group, comm_dtype=comm)
+        attention = zigzag_attention if causal else ring_attention
+        return attention(*local, query_segments=(parts,), key_segments=(parts,), group=group, comm_dtype=comm)
 
     out = torch.cat(everyone(world, f), 2)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -58,11 +58,49 @@ def test_only_where_it_pays() -> None:
     assert partition(traced_model(2048), ring=4, machine=never).plan.attention[0].strategy == "ring"
 
 
-def test_two_segments_keep_their_order() -> None:
-    """There is no zigzag order for them: a plain ring, or heads shared by rows where exchanges cost less than the uneven work."""
+@pytest.mark.parametrize(("ulysses", "ring", "text"), [(1, 2, 8), (1, 3, 7), (1, 4, 3), (2, 2, 9), (1, 4, 16)])
+def test_two_stretches(ulysses, ring, text) -> None:
+    """Each is held in parts, a short one whole or one position a rank; attention deals them out as one sequence, and brings them back."""
+    traced = traced_model(19, text=text)
+    for machine, order in ((Machine(call_share=10.0), ""), (FREE, " (zigzag)")):
+        report = verify_traced(traced, ulysses=ulysses, ring=ring, machine=machine)
+        assert report.ok, report
+        assert report.plan.attention[0].strategy == ("ulysses+ring" if ulysses > 1 else "ring") + order
+
+
+def test_keys_that_are_a_part_of_the_queries_are_not_dealt_out() -> None:
+    """Though calls are cheap enough for what zigzag order would save of as many keys as queries."""
+
+    class Prefix(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (t.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for t in (x * 2, x[:, :24].sin()))
+            return F.scaled_dot_product_attention(q, k, k + 1, is_causal=True).transpose(1, 2).flatten(2) + x
+
+    report = verify_traced(trace(Prefix(), (torch.randn(1, 240, HEADS * DIM),), {}, dynamic=False), ulysses=1, ring=2, machine=Machine(comm_share=0.0, call_share=0.4))
+    assert report.ok and report.plan.attention[0].strategy == "ring", report
+
+
+def test_two_stretches_are_balanced() -> None:
+    """A prompt and a picture in one causal sequence: without zigzag order nearly every block is computed whole."""
+    plain, dealt = (partition(traced_model(700, text=300), ring=4, machine=machine).plan for machine in (Machine(call_share=10.0), FREE))
+    triangle = 2 * 2 * HEADS * attention_pairs(1000, 1000, True) * 2 * DIM
+    linear = plain.flops_total - triangle
+    busiest = [(max(plan.flops_per_rank) - linear / 4) / (triangle / 4) for plan in (plain, dealt)]
+    assert busiest[0] > 1.7 and busiest[1] < 1.02
+
+
+def test_other_keys_are_not_dealt_out() -> None:
+    """Queries and keys that are not the same positions have no order that is even for both: a plain ring, or heads shared by rows of equal work."""
+
+    class More(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            q, k = (t.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for t in (x * 2, torch.cat([y, x], 1).sin()))
+            return F.scaled_dot_product_attention(q, k, k + 1, is_causal=True).transpose(1, 2).flatten(2) + x
+
+    traced = trace(More(), (torch.randn(1, 24, HEADS * DIM), torch.randn(1, 19, HEADS * DIM)), {}, dynamic=False)
     for machine, strategy in ((Machine(call_share=10.0), "ring"), (FREE, "ulysses (shared heads)")):
-        report = verify_traced(traced_model(16, text=8), ulysses=1, ring=2, machine=machine)
-        assert report.ok and report.plan.attention[0].strategy == strategy
+        report = verify_traced(traced, ulysses=1, ring=2, machine=machine)
+        assert report.ok and report.plan.attention[0].strategy == strategy, report
 
 
 @pytest.mark.parametrize(("ulysses", "ring", "length"), [(1, 4, 1024), (1, 4, 509), (2, 2, 509)])
