@@ -43,6 +43,7 @@ DIVISION = ("tests/partitioner/test_division.py",)
 BYTES = ("tests/partitioner/test_exchange_bytes.py",)
 BALANCE = ("tests/partitioner/test_balance.py",)
 TIMELINE = ("tests/passes/test_timeline.py",)
+TURNS = ("tests/partitioner/test_turns.py",)
 
 RULE_MUTANTS = (
     Mutant("cat puts its parts in reverse order", "partitioner/rules/parts.py", "(tuple(a for f in factors for a in f),)", "(tuple(a for f in factors[::-1] for a in f),)", ("check_rules cat", "tests/partitioner/test_infer.py", "tests/partitioner/test_chains.py")),
@@ -178,6 +179,12 @@ PRICE_MUTANTS = (
     Mutant("pieces come back in the order of ranks", "runtime/head_shares.py", "for peer, i in order or [", "for peer, i in [", ("tests/runtime/test_zigzag.py",)),
     Mutant("rows beside whole keys begin at the first key", "passes/attend.py", '{"first": ranges[0][0], **common}', '{"first": 0, **common}', ("tests/partitioner/test_real_rates.py",)),
     Mutant("ranks with rows of a triangle are counted as one", "passes/plan_of.py", "return spec is not None and spec.is_causal", "return False", ("tests/partitioner/test_real_rates.py::test_rows_of_local_causal_attention_see_no_later_key",)),
+    Mutant("every turn attends the first heads", "partitioner/turns.py", "group * first, first)", "0, 0)", TURNS),
+    Mutant("turns are joined in reverse order", "passes/attend.py", "aten.cat.default, (parts, 2)", "aten.cat.default, (parts[::-1], 2)", TURNS),
+    Mutant("turns are taken at rates that nobody named", "partitioner/turns.py", "if not prices.real or found.shared", "if found.shared", TURNS),
+    Mutant("further collectives of turns are free", "partitioner/turns.py", "now) + self.back / turns + self.call", "now) + self.back / turns + self.call / turns", TURNS),
+    Mutant("every rank adds the bias to its part of a sum", "passes/localise.py", 'return node.target, (bound["input"], bound["weight"]), {}', 'return node.target, (bound["input"], bound["weight"], bound["bias"]), {}', ("tests/partitioner/test_token_mixing.py",)),
+    Mutant("a sum over tokens has no bias", "passes/emit.py", 'elif relation.rewrite is not None and relation.rewrite.kind == "linear":', "elif False:", ("tests/partitioner/test_token_mixing.py",)),
     Mutant("a block of a ring is attended when the next has arrived", "passes/timeline.py", "            self.work(seconds / (journeys + 1))\n            self.wait(arrived)", "            self.wait(arrived)\n            self.work(seconds / (journeys + 1))", TIMELINE),
     Mutant("every transfer has a link of its own", "passes/timeline.py", "begin = max(self.free, self.now)", "begin = self.now", TIMELINE),
     Mutant("what is in flight is not waited for", "passes/timeline.py", "self.wait(self.flying.pop(node.args[0]))", "self.flying.pop(node.args[0])", TIMELINE),

@@ -101,7 +101,8 @@ def test_a_replay_by_hand():
 
 def test_not_without_rates_nor_where_a_call_costs_more():
     found = traced(8)
-    assert strategies(partition(found, ulysses=4).plan) == ["ulysses"]
+    with mock.patch.object(turns, "CLEARLY", 1e9):
+        assert strategies(partition(found, ulysses=4).plan) == ["ulysses"]
     assert "turns" in strategies(partition(found, ulysses=4, machine=LINK).plan)[0]
     dear = Machine(**{**vars(LINK), "latency_s": 1.0})
     assert "turns" not in strategies(partition(found, ulysses=4, machine=dear).plan)[0]
