@@ -46,6 +46,8 @@ __all__ = [
     "shape_guards",
     "size_bounds",
     "size_functions",
+    "sym_max",
+    "sym_min",
     "sympy_interp",
     "symbol_range",
     "symbolic_shape",
@@ -209,6 +211,19 @@ def unbacked_symbols(value: Any) -> frozenset[sympy.Symbol]:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return frozenset(free_unbacked_symbols(value))
+
+
+def sym_max(a: int, b: int) -> int:
+    """The larger of two sizes, without a guard on symbolic ones.
+
+    `torch.sym_max`, but while Dynamo traces: that of torch 2.11 refuses it for two numbers. The built-in gives a number there, or for symbols `torch.sym_max`.
+    """
+    return max(a, b) if torch.compiler.is_dynamo_compiling() else torch.sym_max(a, b)
+
+
+def sym_min(a: int, b: int) -> int:
+    """The smaller of two sizes, as `sym_max`."""
+    return min(a, b) if torch.compiler.is_dynamo_compiling() else torch.sym_min(a, b)
 
 
 def symbolic_shape(value: torch.Tensor) -> tuple[int | sympy.Expr, ...]:
