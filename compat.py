@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.functions import FloorDiv
@@ -36,6 +37,7 @@ __all__ = [
     "ShapeEnv",
     "TorchDispatchMode",
     "aot_export",
+    "being_compiled",
     "check_torch_version",
     "helpers_in_traces",
     "lazy_graph_module",
@@ -110,8 +112,6 @@ def outside_compiler() -> Iterator[None]:
 @contextlib.contextmanager
 def tolist_seen_by_modes() -> Iterator[None]:
     """Let function modes see `tolist` of traced tensors, whose classes override it with one that reads entry by entry."""
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
     saved = [(kind, kind.__dict__["tolist"]) for kind in (FunctionalTensor, FakeTensor) if "tolist" in kind.__dict__]
     try:
         for kind, _ in saved:
@@ -197,6 +197,11 @@ def _lines_on_demand() -> Iterator[None]:
         yield
     finally:
         setattr(captured, name, usual)
+
+
+def being_compiled(x: torch.Tensor) -> bool:
+    """Whether a compiler is to read what happens to `x`: Dynamo traces, or AOTAutograd a graph that a backend was given (`is_compiling()` is false then)."""
+    return torch.compiler.is_compiling() or isinstance(x, FunctionalTensor)
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:
