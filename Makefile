@@ -14,6 +14,13 @@ SEED ?= 1
 DEMO_OUTPUT ?= demo_output/demo.png
 INSTALLED := $(VENV)/.installed
 
+# A torch that is asked for and is not the one installed last is installed now; else the one that is there stays until pyproject.toml changes.
+ifneq ($(origin TORCH),file)
+ifneq ($(TORCH),$(shell cat $(INSTALLED) 2>/dev/null))
+.PHONY: $(INSTALLED)
+endif
+endif
+
 .PHONY: help setup demo test fuzz mutants docs lint clean
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -28,7 +35,7 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[diffusers,dev]'
-	@touch $@
+	@echo '$(TORCH)' > $@
 
 demo: setup
 	$(BIN)/python -m seqpar.tools.text_to_image --model tiny:flux --device cpu \
