@@ -250,10 +250,7 @@ def symbol_range(shape_env: ShapeEnv, symbol: sympy.Symbol) -> tuple[sympy.Expr,
 
 def symbol_hints(shape_env: ShapeEnv | None) -> dict[sympy.Symbol, int]:
     """The example's value of every symbol that comes from an input size."""
-    if shape_env is None:
-        return {}
-    values = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
-    return {symbol: int(value) for symbol, value in values.items()}
+    return {} if shape_env is None else {symbol: int(value) for symbol, value in shape_env.backed_var_to_val.items()}
 
 
 def size_functions() -> tuple[type, ...]:
