@@ -2,7 +2,7 @@
 # make test   all tests, on 2 workers (WORKERS=4)     make lint      ruff + mypy
 # make fuzz   N=5000 random models, not part of the tests   make mutants   plant wrong rules and see that tests notice (docs/mutants.md)
 # make docs   the site of docs/, in build/site
-# Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..."
+# Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..." (VENV=build/venv-2.12: beside .venv)
 
 VENV := .venv
 BIN := $(VENV)/bin
