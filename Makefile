@@ -2,7 +2,7 @@
 # make test   all tests, on 2 workers (WORKERS=4)     make lint      ruff + mypy
 # make fuzz   N=5000 random models, not part of the tests   make mutants   plant wrong rules and see that tests notice (docs/mutants.md)
 # make docs   the site of docs/, in build/site
-# Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..."
+# Each of them creates .venv on first use. A torch of your own choice: make demo TORCH="torch==2.12.0 --index-url https://..." (VENV=build/venv-2.12: beside .venv)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,13 @@ N ?= 5000
 SEED ?= 1
 DEMO_OUTPUT ?= demo_output/demo.png
 INSTALLED := $(VENV)/.installed
+
+# A torch that is asked for and is not the one installed last is installed now; else the one that is there stays until pyproject.toml changes.
+ifneq ($(origin TORCH),file)
+ifneq ($(TORCH),$(shell cat $(INSTALLED) 2>/dev/null))
+.PHONY: $(INSTALLED)
+endif
+endif
 
 .PHONY: help setup demo test fuzz mutants docs lint clean
 help:
@@ -28,7 +35,7 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[diffusers,dev]'
-	@touch $@
+	@echo '$(TORCH)' > $@
 
 demo: setup
 	$(BIN)/python -m seqpar.tools.text_to_image --model tiny:flux --device cpu \

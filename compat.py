@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.functions import FloorDiv
@@ -36,6 +37,7 @@ __all__ = [
     "ShapeEnv",
     "TorchDispatchMode",
     "aot_export",
+    "being_compiled",
     "check_torch_version",
     "helpers_in_traces",
     "lazy_graph_module",
@@ -46,6 +48,8 @@ __all__ = [
     "shape_guards",
     "size_bounds",
     "size_functions",
+    "sym_max",
+    "sym_min",
     "sympy_interp",
     "symbol_range",
     "symbolic_shape",
@@ -108,8 +112,6 @@ def outside_compiler() -> Iterator[None]:
 @contextlib.contextmanager
 def tolist_seen_by_modes() -> Iterator[None]:
     """Let function modes see `tolist` of traced tensors, whose classes override it with one that reads entry by entry."""
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
     saved = [(kind, kind.__dict__["tolist"]) for kind in (FunctionalTensor, FakeTensor) if "tolist" in kind.__dict__]
     try:
         for kind, _ in saved:
@@ -197,6 +199,11 @@ def _lines_on_demand() -> Iterator[None]:
         setattr(captured, name, usual)
 
 
+def being_compiled(x: torch.Tensor) -> bool:
+    """Whether a compiler is to read what happens to `x`: Dynamo traces, or AOTAutograd a graph that a backend was given (`is_compiling()` is false then)."""
+    return torch.compiler.is_compiling() or isinstance(x, FunctionalTensor)
+
+
 def lookup_backend(name: str) -> Callable[..., Any]:
     """The Dynamo backend registered as `name` (`"inductor"`, `"eager"`, `"aot_eager"`, ...)."""
     from torch._dynamo.backends.registry import lookup_backend as lookup
@@ -209,6 +216,19 @@ def unbacked_symbols(value: Any) -> frozenset[sympy.Symbol]:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return frozenset(free_unbacked_symbols(value))
+
+
+def sym_max(a: int, b: int) -> int:
+    """The larger of two sizes, without a guard on symbolic ones.
+
+    `torch.sym_max`, but while Dynamo traces: that of torch 2.11 refuses it for two numbers. The built-in gives a number there, or for symbols `torch.sym_max`.
+    """
+    return max(a, b) if torch.compiler.is_dynamo_compiling() else torch.sym_max(a, b)
+
+
+def sym_min(a: int, b: int) -> int:
+    """The smaller of two sizes, as `sym_max`."""
+    return min(a, b) if torch.compiler.is_dynamo_compiling() else torch.sym_min(a, b)
 
 
 def symbolic_shape(value: torch.Tensor) -> tuple[int | sympy.Expr, ...]:
@@ -230,10 +250,7 @@ def symbol_range(shape_env: ShapeEnv, symbol: sympy.Symbol) -> tuple[sympy.Expr,
 
 def symbol_hints(shape_env: ShapeEnv | None) -> dict[sympy.Symbol, int]:
     """The example's value of every symbol that comes from an input size."""
-    if shape_env is None:
-        return {}
-    values = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
-    return {symbol: int(value) for symbol, value in values.items()}
+    return {} if shape_env is None else {symbol: int(value) for symbol, value in shape_env.backed_var_to_val.items()}
 
 
 def size_functions() -> tuple[type, ...]:

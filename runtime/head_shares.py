@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from seqpar.compat import sym_max, sym_min
 from seqpar.runtime.attention import attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of
 from seqpar.runtime.layout import Range, Segments, global_ranges, is_sharded, local_ranges, sharded_only, take, total, which_travel
@@ -134,8 +135,8 @@ def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | N
     No mask: all rows see the keys before `first`, then comes a square with a triangle. Rows behind the last key see all keys.
     """
     rows, keys = q.shape[2], k.shape[2]
-    before = torch.sym_min(first, keys)
-    square = torch.sym_min(rows, keys - before)
+    before = sym_min(first, keys)
+    square = sym_min(rows, keys - before)
 
     def seen(start: int, count: int, at: int, length: int, is_causal: bool = False) -> tuple[Tensor, Tensor]:
         return attend(q.narrow(2, start, count), k.narrow(2, at, length), v.narrow(2, at, length), None, scale, enable_gqa, is_causal=is_causal)
@@ -185,7 +186,7 @@ def _held(segments: Segments, rank: int, piece: Piece) -> list[Range]:
     """Of each segment, what a rank holds of the piece's rows, as a range of its local dim; nothing is a range of length 0 inside the segment."""
     found = []
     for (start, length), (local, _) in zip(global_ranges(segments, rank), local_ranges(segments, rank), strict=True):
-        low, high = (torch.sym_min(torch.sym_max(row, start), start + length) for row in piece[2:])
+        low, high = (sym_min(sym_max(row, start), start + length) for row in piece[2:])
         found.append((local + low - start, high - low))
     return found
 
@@ -209,8 +210,8 @@ def _common(ranges: Sequence[Range], piece: Piece) -> list[Range]:
     """What of each range of global rows lies in the piece; nothing is a range of length 0 inside it."""
     found = []
     for start, length in ranges:
-        low = torch.sym_min(torch.sym_max(start, piece[2]), piece[3])
-        found.append((low, torch.sym_max(torch.sym_min(start + length, piece[3]) - low, 0)))
+        low = sym_min(sym_max(start, piece[2]), piece[3])
+        found.append((low, sym_max(sym_min(start + length, piece[3]) - low, 0)))
     return found
 
 

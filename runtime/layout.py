@@ -5,11 +5,13 @@ lengths of the parts of a sharded one, one entry per rank of the group, in rank 
 The local dim is the concatenation of what the rank holds of every segment.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from seqpar.compat import sym_max
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, wait
 from seqpar.runtime.wire import from_wire, pack, to_wire, unpack, with_dim
 
@@ -144,7 +146,7 @@ def start_gather_many(tensors: Sequence[Tensor], dims: Sequence[int], segments: 
         return tensors[0].new_empty(0)
     assert len({x.dtype for x in tensors}) == 1, f"one dtype per gather, got {[x.dtype for x in tensors]}"
     cases = _wire_cases(tensors, dims, segments)
-    widest = _max([sum(_numel(_part_shape(x, dim, s, r)) for x, dim, s in cases) for r in range(size)])
+    widest = functools.reduce(sym_max, [sum(_numel(_part_shape(x, dim, s, r)) for x, dim, s in cases) for r in range(size)])
     blocks = [(take(x, dim, sharded_only(s, local_ranges(s, rank))), dim) for x, dim, s in cases if any_sharded(s)]
     return start_all_gather(pack(blocks, cases[0][0], widest), group)
 
@@ -161,7 +163,7 @@ def finish_gather_many(wire: Tensor, tensors: Sequence[Tensor], dims: Sequence[i
     if _is_result(cases, sizes):
         x, dim, s = cases[0]
         return [from_wire(wire.view(with_dim(x.shape, dim, sum(s[0]))), dtype)]  # type: ignore[arg-type]
-    widest = _max(sizes)
+    widest = functools.reduce(sym_max, sizes)
     rows = [unpack(wire.narrow(0, r * widest, n), shapes[r]) for r, n in enumerate(sizes)]
     return [
         from_wire(assemble(x, dim, s, [row[i] for row in rows], rank), dtype) if any_sharded(s) else tensors[i]
@@ -200,13 +202,6 @@ def _numel(shape: Sequence[int]) -> int:
     for length in shape:
         n = n * length
     return n
-
-
-def _max(sizes: Sequence[int]) -> int:
-    longest = sizes[0]
-    for n in sizes[1:]:
-        longest = torch.sym_max(longest, n)  # no guard when lengths are symbolic
-    return longest
 
 
 def _is_result(cases: Sequence[tuple[Tensor, int, Segments]], sizes: Sequence[int]) -> bool:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqpar.compat import being_compiled
+
 Block = tuple[Sequence[Tensor], int]
 """Pieces, and the dim along which they are concatenated on the wire."""
 
@@ -35,7 +37,7 @@ def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None, dtype: 
     numels = [math.prod(shape) for shape in shapes]
     total = sum(numels)
     size, dtype = total if size is None else size, dtype or like.dtype
-    if torch.compiler.is_compiling():  # writes into views would be functionalised into one full copy per piece
+    if being_compiled(like):  # writes into views would be functionalised into one full copy per piece, and Inductor of torch 2.11 loses their order
         flat = torch.cat([torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks]).to(dtype)
         return F.pad(flat, (0, size - total))  # unlike a cat with zeros, adds no guard on the difference
     if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total and like.dtype == dtype:

@@ -34,6 +34,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", f"{LAUNCHES}: starts several processes by itself; runs in the same worker as the pools of ranks")
 
 
+def pytest_report_header():
+    return f"torch {torch.__version__}"
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config, items):
     if config.pluginmanager.hasplugin("xdist"):

@@ -1,5 +1,6 @@
 """The repository root is the package: what gets installed must be seqpar, all of seqpar, and nothing else."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,17 @@ def folders_with_python():
 
 def test_package_list_is_complete():
     assert sorted(set(folders_with_python())) == sorted(PACKAGES)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("given", "installs"), [("torch==2.11.0", True), ("torch==2.12.0", False), (None, False)])
+def test_make_installs_the_torch_that_is_asked_for(given, installs, tmp_path):
+    """Else `make test TORCH=...` would test the torch that is there, and say nothing."""
+    tmp_path.joinpath(".installed").write_text("torch==2.12.0\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name not in ("MFLAGS", "TORCH")}
+    asked = [f"TORCH={given}"] if given else []
+    done = subprocess.run(["make", "-n", "setup", f"VENV={tmp_path}", *asked], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert (f"pip install --quiet {given}" in done.stdout) is installs and ("pip install" in done.stdout) is installs
 
 
 def test_every_package_has_an_init():

@@ -74,6 +74,14 @@ def test_causal_rows(first, rows, keys, kv_heads):
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_causal_rows_compiled(dynamic):
+    """Sizes are compared while Dynamo traces, whether they are numbers or symbols."""
+    q, k, v = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 11, 8), torch.randn(1, 2, 11, 8)
+    compiled = torch.compile(causal_rows, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(compiled(q, k, v, first=5), causal_rows(q, k, v, first=5), rtol=1e-5, atol=1e-6)
+
+
 def test_no_gradient_passes_through_a_merge():
     q = torch.randn(1, 1, 4, 8, requires_grad=True)
     with pytest.raises(UnsupportedError, match="no gradient"):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._functorch.aot_autograd import aot_function, make_boxed_func
 
 from seqpar.runtime.wire import from_wire, pack, to_wire, unpack
 
@@ -21,6 +22,20 @@ def test_pack_unpack(extra, compiled):
     assert flat.shape == (48 + extra,)
     x, y, z = unpack(flat[:48], [(2, 3, 4), (4, 3, 2), (2, 0, 4)])
     assert torch.equal(x, torch.cat([a[:, 1:], a[:, :1]], 1)) and torch.equal(y, b) and z.numel() == 0
+
+
+def test_a_compiler_reads_no_writes():
+    """Neither from Dynamo nor in the trace of AOTAutograd alone: a wrong order of writes into a buffer would be a wrong result."""
+    a, b, _ = tensors()
+    graphs = []
+
+    def keep(gm, example_inputs):
+        graphs.append([str(node.target) for node in gm.graph.nodes])
+        return make_boxed_func(gm.forward)
+
+    flat = aot_function(lambda a, b: pack([([a[:, 1:], a[:, :1]], 1), ([b], 0)], a), fw_compiler=keep)(a, b)
+    assert torch.equal(flat, torch.cat([a.roll(-1, 1).flatten(), b.flatten()]))
+    assert len(graphs) == 1 and "aten.cat.default" in graphs[0] and not any("scatter" in target or "copy" in target for target in graphs[0])
 
 
 def test_pack_does_not_copy_what_is_packed_already():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from seqpar.tools.bench.command import main
 from seqpar.tools.bench.progress import log
@@ -31,6 +32,10 @@ def test_wrong_options_are_told(arguments):
     assert str(caught.value.code).startswith("error: ")
 
 
+# diffusers exchanges lengths on the accelerator that torch was built for, also where there is none.
+NEED_A_GPU = {"diffusers anything", "diffusers ring-any"} if torch.accelerator.current_accelerator() and not torch.accelerator.is_available() else set()
+
+
 @pytest.mark.launches
 def test_a_tiny_run(tmp_path, capfd, monkeypatch):
     """Also what is known of the peers: which run on gloo, and how much they exchange."""
@@ -42,7 +47,7 @@ def test_a_tiny_run(tmp_path, capfd, monkeypatch):
     (found,) = json.loads(path.read_text())["runs"]
     programs = {(p["program"], p["ulysses"], p["ring"]): p for p in found["programs"]}
     refused = {key for key, p in programs.items() if p["refusal"]}
-    assert {program for program, _, _ in refused} <= {"yunchang"}
+    assert {program for program, _, _ in refused} <= {"yunchang"} | NEED_A_GPU
     for key in programs.keys() - refused:
         p = programs[key]
         assert len(p["milliseconds"]) == 2 and min(p["milliseconds"]) > 0 and p["relative_error"] < 1e-5 and p["compile_seconds"] > 0
