@@ -139,6 +139,11 @@ class Exchange:
             for a, sharded in atoms
         )
 
+    def _stretch(self) -> tuple[Any, ...]:
+        """What each ring row holds of a sequence whose atoms lie together in every part."""
+        rows, inner = (range(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)), self._inner(self.row_order)
+        return tuple(self.emitter.sizes.emit(product((inner, total(self._part(a, r) for a, _ in self.rows for r in row)))) for row in rows)
+
     # -- emission ------------------------------------------------------------------------------------
     def emit(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         """With the cut factor outermost, parts are contiguous; attention does not care about the order of rows and keys."""
@@ -201,6 +206,9 @@ class Exchange:
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
         if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
+            together = self.emitter.view.riders.is_one_stretch(tuple(a for a, _ in self.rows))
+            if together and self.columns == self.rows and all(sharded for _, sharded in self.rows):  # one segment, then
+                segments = dict.fromkeys(segments, (self._stretch(),))
             return self.emitter.exchange(zigzag_attention, (q, k, v), {**segments, **common, "group": "ring"})
         return self.emitter.exchange(ring_attention, (q, k, v, mask), {**segments, **common, "is_causal": spec.is_causal, "group": "ring"})
 

@@ -21,7 +21,9 @@ from seqpar.runtime.attention import Partial, attend, merge
 from seqpar.runtime.groups import Group, rank_of, size_of
 from seqpar.runtime.head_shares import Table, pieces_to_seq, seq_to_pieces
 from seqpar.runtime.layout import Range, Segments, is_sharded, part_length
+from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.ring import refuse_gradients, rotate
+from seqpar.runtime.wire import Block
 
 
 def zigzag_attention(
@@ -38,7 +40,8 @@ def zigzag_attention(
 ) -> Tensor:
     """Causal attention of the local q [B, H, S_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q. Queries and keys are the same S positions.
 
-    Segments as in `ring_attention`; all of the queries are sharded. Parts may be uneven and empty. One dtype.
+    Segments as in `ring_attention`; all of the queries are sharded. Parts may be uneven and empty. One dtype. One segment (a stretch without
+    seams) moves in whole chunks; others are compared with the chunks, whose lengths should be numbers then: torch.compile is slow with symbolic ones.
 
     Received by rank r, in elements, with m positions that it attends and does not hold, n that it holds and does not attend, and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.
@@ -50,9 +53,13 @@ def zigzag_attention(
     assert all(map(is_sharded, query_segments)), f"every rank attends its own queries: {query_segments}"
     parts = [part_length(query_segments, r) for r in range(size)]
     chunks = chunk_lengths(parts)
+    one_stretch = len(query_segments) == len(key_segments) == 1 and is_sharded(key_segments[0])
     tables = [pieces(chunks, x.shape[1]) for x in (q, k, v)]
-    moved = seq_to_pieces([q, k, v], [query_segments, key_segments, key_segments], tables, group=group, comm_dtype=comm_dtype)
-    q, k, v = (torch.cat(moved[i : i + 2], 2) for i in (0, 2, 4))
+    if one_stretch:  # whole chunks move: nothing to compare, which matters where lengths are symbolic
+        q, k, v = move([q, k, v], chunks, held(size), wanted(size), group, comm_dtype)
+    else:
+        moved = seq_to_pieces([q, k, v], [query_segments, key_segments, key_segments], tables, group=group, comm_dtype=comm_dtype)
+        q, k, v = (torch.cat(moved[i : i + 2], 2) for i in (0, 2, 4))
     low, high = (chunks[c] for c in attended(rank, size))
 
     def visit(result: tuple[Partial, Partial] | None, source: int, k: Tensor, v: Tensor) -> tuple[Partial, Partial]:
@@ -67,8 +74,10 @@ def zigzag_attention(
 
     own: list[Range] = [(0, low + high)]
     (low_out, _), (high_out, _) = rotate(k, v, own, dealt(parts), visit, group, comm_dtype)
-    order = sorted((c, (r, i)) for r in range(size) for i, c in enumerate(attended(r, size)))
     results = [low_out.to(q.dtype), high_out.to(q.dtype)]
+    if one_stretch:
+        return refuse_gradients(move([torch.cat(results, 2)], chunks, wanted(size), held(size), group, comm_dtype)[0])
+    order = sorted((c, (r, i)) for r in range(size) for i, c in enumerate(attended(r, size)))
     return refuse_gradients(pieces_to_seq(results, query_segments, tables[0], [piece for _, piece in order], group=group, comm_dtype=comm_dtype))
 
 
@@ -82,6 +91,16 @@ def attended(rank: int, size: int) -> tuple[int, int]:
     return rank, 2 * size - 1 - rank
 
 
+def held(size: int) -> list[tuple[int, int]]:
+    """The chunks of every rank's part of one stretch."""
+    return [(2 * r, 2 * r + 1) for r in range(size)]
+
+
+def wanted(size: int) -> list[tuple[int, int]]:
+    """The chunks that every rank attends."""
+    return [attended(r, size) for r in range(size)]
+
+
 def dealt(parts: Sequence[int]) -> list[int]:
     """How many positions every rank attends."""
     chunks = chunk_lengths(parts)
@@ -92,6 +111,43 @@ def pieces(chunks: Sequence[int], heads: int) -> Table:
     """All heads of the chunks that every rank attends."""
     size, ends = len(chunks) // 2, list(accumulate(chunks, initial=0))
     return [[(0, heads, ends[c], ends[c + 1]) for c in attended(r, size)] for r in range(size)]
+
+
+def move(
+    tensors: Sequence[Tensor],
+    chunks: Sequence[int],
+    before: Sequence[tuple[int, int]],
+    after: Sequence[tuple[int, int]],
+    group: Group,
+    comm_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Each local [B, H, S_r, D], the chunks `before[r]`, becomes [B, H, S'_r, D], the chunks `after[r]`; one all-to-all."""
+    rank = rank_of(group)
+    local = [_chunk(x.transpose(1, 2), chunks, before[rank]) for x in tensors]
+
+    def outgoing(peer: int, encoded: Sequence[Tensor]) -> list[Block]:
+        """Chunk after chunk, of every tensor."""
+        sent = [_chunk(x, chunks, before[rank]) for x in encoded]
+        return [([mine[c]], 1) for c in before[rank] if c in after[peer] for mine in sent]
+
+    def incoming(peer: int) -> Incoming:
+        numbers = [c for c in before[peer] if c in after[rank]]
+        return Incoming(len(tensors), [(i, [x.shape[0], chunks[c], x.shape[1], x.shape[3]]) for c in numbers for i, x in enumerate(tensors)])
+
+    wire = start_to_peers([x.transpose(1, 2) for x in tensors], outgoing, incoming, group=group, comm_dtype=comm_dtype)
+    dtype = tensors[0].dtype
+    for peer, parts in finish_from_peers(wire, dtype, incoming, group=group, comm_dtype=comm_dtype).items():
+        arrived = iter(parts)
+        for c in (c for c in before[peer] if c in after[rank]):
+            for mine in local:
+                mine[c] = next(arrived).to(dtype)
+    return [torch.cat([mine[c] for c in after[rank]], 1).transpose(1, 2) for mine in local]
+
+
+def _chunk(x: Tensor, chunks: Sequence[int], numbers: tuple[int, int]) -> dict[int, Tensor]:
+    """The two chunks of x [B, S, H, D] by number."""
+    first, second = numbers
+    return {first: x.narrow(1, 0, chunks[first]), second: x.narrow(1, chunks[first], chunks[second])}
 
 
 def _cut(partial: Partial, low: int, high: int) -> tuple[Partial, Partial]:

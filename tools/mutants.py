@@ -176,7 +176,7 @@ PRICE_MUTANTS = (
     Mutant("every causal ring is dealt out", "partitioner/balance.py", "return saved > max", "return True or saved > max", BALANCE),
     Mutant("keys of another sequence are dealt out like the queries", "partitioner/balance.py", "if found.degrees.ring == 1 or not same_positions(inference, relation):", "if found.degrees.ring == 1:", BALANCE),
     Mutant("a late chunk does not see later blocks", "partitioner/zigzag.py", " + chunks[2 * size - 1 - r] * sum(lengths[r + 1 :])", "", ("tests/partitioner/test_zigzag.py",)),
-    Mutant("pieces come back in the order of ranks", "runtime/head_shares.py", "for peer, i in order or [", "for peer, i in [", ("tests/runtime/test_zigzag.py",)),
+    Mutant("pieces come back in the order of ranks", "runtime/head_shares.py", "for peer, i in order or [", "for peer, i in [", ("tests/runtime/test_zigzag.py::test_several_stretches",)),
     Mutant("rows beside whole keys begin at the first key", "passes/attend.py", '{"first": ranges[0][0], **common}', '{"first": 0, **common}', ("tests/partitioner/test_real_rates.py",)),
     Mutant("ranks with rows of a triangle are counted as one", "passes/plan_of.py", "return spec is not None and spec.is_causal", "return False", ("tests/partitioner/test_real_rates.py::test_rows_of_local_causal_attention_see_no_later_key",)),
     Mutant("every turn attends the first heads", "partitioner/turns.py", "group * first, first)", "0, 0)", TURNS),

@@ -101,11 +101,15 @@ def test_backward_is_refused_where_it_would_be_wrong():
         SimulatedWorld(1, 2).run([f, f])
 
 
-def real_error(length, compiled):
+TWO = (parts_of(7, 4), parts_of(22, 4))
+
+
+def real_error(segments, compiled, dynamic):
     group = build_mesh(1, 4).groups["ring"]
-    segments, rank = (parts_of(7, 4), parts_of(length - 7, 4)), dist.get_rank()
-    q, k, v = make(length, key_heads=2)
-    run = torch.compile(zigzag_attention, fullgraph=True, backend="aot_eager") if compiled else zigzag_attention
+    torch._dynamo.reset()
+    rank = dist.get_rank()
+    q, k, v = make(sum(map(sum, segments)), key_heads=2)
+    run = torch.compile(zigzag_attention, fullgraph=True, backend="aot_eager", dynamic=dynamic) if compiled else zigzag_attention
     with torch.no_grad():
         out = run(*(shard(x, 2, segments, rank=rank) for x in (q, k, v)), query_segments=segments, key_segments=segments, enable_gqa=True, group=group)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -113,6 +117,7 @@ def real_error(length, compiled):
     return ((out - part).norm() / part.norm()).item()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_on_real_ranks(ranks, compiled):
-    assert max(ranks.run(real_error, 29, compiled)) <= 1e-5
+@pytest.mark.parametrize(("segments", "compiled", "dynamic"), [(TWO, False, False), (TWO, True, False), ((parts_of(29, 4),), True, True)])
+def test_on_real_ranks(ranks, segments, compiled, dynamic):
+    """Symbolic lengths too, where the ranks' parts are one stretch."""
+    assert max(ranks.run(real_error, segments, compiled, dynamic)) <= 1e-5
