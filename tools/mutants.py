@@ -93,7 +93,7 @@ EMIT_MUTANTS = (
     Mutant("a part of length one is squeezed away", "partitioner/rules/view.py", '    op.rewrite = Rewrite("view")', "    pass", (*LOCALISE, "check_rules squeeze")),
     Mutant("the mesh is read the other way round", "passes/attend.py", "self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)", "self.ulysses_rank, self.ring_rank = divmod(emitter.view.rank, degrees.ring)", ATTEND),
     Mutant("a ring row is as long as one rank's part", "passes/attend.py", "[(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)]", "[(j, j + 1) for j in range(self.ring)]", ATTEND),
-    Mutant("every rank has the mask of the first heads", "passes/attend.py", "start, stop = self.heads.queries[self.ulysses_rank]", "start, stop = self.heads.queries[0]", ATTEND),
+    Mutant("every rank has the mask of the first heads", "passes/attend.py", "start, stop = heads.queries[self.ulysses_rank]", "start, stop = heads.queries[0]", ATTEND),
     Mutant("cut causal rows begin at zero", "passes/attend.py", "before = total(view.parts(atom)[: view.rank]) if atom in sharded else 0", "before = 0", ATTEND),
     Mutant("causal is forgotten under Ulysses", "passes/attend.py", "args = (q, k, v, mask, 0.0, spec.is_causal)", "args = (q, k, v, mask, 0.0, False)", ATTEND),
     Mutant("the scale is forgotten under a ring", "passes/attend.py", '{"scale": spec.scale, "enable_gqa": gqa}', '{"enable_gqa": gqa}', (*ATTEND, *RECOGNISE)),
