@@ -9,7 +9,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -34,12 +34,18 @@ __all__ = [
     "OpOverload",
     "PythonReferenceAnalysis",
     "ShapeEnv",
+    "Tape",
     "TorchDispatchMode",
+    "active_modes",
     "aot_export",
     "check_torch_version",
+    "fresh_tensors",
+    "functional_mode",
     "helpers_in_traces",
     "lazy_graph_module",
+    "is_functional",
     "lookup_backend",
+    "module_calls",
     "outside_compiler",
     "pytree",
     "quiet",
@@ -51,6 +57,8 @@ __all__ = [
     "symbolic_shape",
     "tolist_seen_by_modes",
     "unbacked_symbols",
+    "unscoped_call",
+    "was_written",
 ]
 
 OLDEST, NEWEST = (2, 11), (2, 13)
@@ -133,6 +141,141 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
     composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
+
+
+# ---- while AOTAutograd runs a model: functional tensors, and the nodes that are noted
+
+
+def is_functional(value: Any) -> bool:
+    """True for the tensors that AOTAutograd gives a model, and what the model makes of them."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return type(value) is FunctionalTensor
+
+
+def functional_mode() -> Any:
+    """The mode that makes operators functional here; None outside AOTAutograd. A higher-order operator runs its functions in another."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL)
+
+
+def active_modes() -> tuple[int, ...]:
+    """The modes that see functions and operators here, by identity."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return tuple(map(id, (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())))
+
+
+def was_written(tensor: torch.Tensor) -> bool:
+    """True if a functional tensor, or anything that shares its memory, was written to in place."""
+    return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
+
+
+def fresh_tensors(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """New functional tensors with the shapes, strides and dtypes of these; they share no memory."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    made = []
+    values = [_content(tensor) for tensor in like]
+    with _disable_current_modes():
+        for value in values:
+            with value.fake_mode:
+                room = value.untyped_storage().nbytes() // value.itemsize if value.storage_offset() else None
+                fresh = (
+                    torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+                    if room is None
+                    else torch.empty(room, dtype=value.dtype, device=value.device).as_strided(value.shape, value.stride(), value.storage_offset())
+                )
+                made.append(fresh.requires_grad_(value.requires_grad))
+    return [FunctionalTensor.to_functional(fresh) for fresh in made]
+
+
+def _content(tensor: torch.Tensor) -> FakeTensor:
+    """What a functional tensor holds now."""
+    torch._sync(tensor)  # type: ignore[attr-defined]
+    return torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined, no-any-return]
+
+
+@contextlib.contextmanager
+def module_calls(handle: Callable[..., Any]) -> Iterator[Callable[[], None]]:
+    """Send every call of a module to `handle(module, call, args, kwargs)`; `call` is what would have run.
+
+    Gives a function that does so again where a tracer inside the block (that of a higher-order operator) has put its own in place.
+    """
+    usual = torch.nn.Module.__call__
+
+    def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return handle(module, usual, args, kwargs)
+
+    def install() -> None:
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+
+    try:
+        install()
+        yield install
+    finally:
+        torch.nn.Module.__call__ = usual  # type: ignore[method-assign]
+
+
+def unscoped_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A call of a module that no tracer notes as one; hooks run."""
+    from torch.fx._symbolic_trace import _orig_module_call
+
+    return _orig_module_call(module, *args, **kwargs)
+
+
+class Tape:
+    """The graph that grows while AOTAutograd runs a model for the second time."""
+
+    @staticmethod
+    def running() -> "Tape | None":
+        """None in the first run, which notes nothing."""
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        mode = get_proxy_mode()
+        return None if mode is None else Tape(mode.tracer)
+
+    def __init__(self, tracer: Any) -> None:
+        self.tracer = tracer
+        self.graph: torch.fx.Graph = tracer.graph
+
+    def is_current(self) -> bool:
+        """False inside a function of a higher-order operator, which has a graph of its own."""
+        now = Tape.running()
+        return now is not None and now.tracer is self.tracer
+
+    def scoped(self, module: torch.nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`, noted as a call of the module."""
+        return self.tracer.call_module(module, function, args, kwargs)
+
+    @property
+    def modules(self) -> dict[str, tuple[str, str]]:
+        """The modules that are running, outermost first, as nodes name them: key -> (path, class)."""
+        kinds = {key: (path, kind) for key, (path, kind) in self.tracer.module_stack.items()}
+        return {key: (path, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind) for key, (path, kind) in kinds.items()}
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each module was called, by its path; it may be written."""
+        return self.tracer.num_calls  # type: ignore[no-any-return]
+
+    def node_of(self, tensor: torch.Tensor) -> torch.fx.Node | None:
+        """The node whose value a functional tensor holds now."""
+        from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+        slot = get_proxy_slot(_content(tensor), self.tracer, None)
+        return None if slot is None else slot.proxy.node
+
+    def stand_for(self, tensor: torch.Tensor, node: torch.fx.Node, *, sizes: bool) -> None:
+        """Operators on a functional tensor refer to this node from now on. sizes: its sizes may be read from it, as from the result of an operator."""
+        from torch.fx.experimental.proxy_tensor import _ProxyTensor, set_proxy_slot, track_tensor
+
+        proxy, value = torch.fx.Proxy(node, self.tracer), _content(tensor)
+        if sizes:
+            track_tensor(value, proxy, constant=None, tracer=self.tracer)
+        else:
+            set_proxy_slot(value, self.tracer, _ProxyTensor(proxy, None))
 
 
 def lazy_graph_module() -> type[torch.fx.GraphModule]:
