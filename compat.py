@@ -41,9 +41,10 @@ __all__ = [
     "check_torch_version",
     "fresh_tensors",
     "functional_mode",
+    "has_global_hooks",
     "helpers_in_traces",
     "lazy_graph_module",
-    "is_functional",
+    "is_traced",
     "lookup_backend",
     "module_calls",
     "outside_compiler",
@@ -63,6 +64,7 @@ __all__ = [
 
 OLDEST, NEWEST = (2, 11), (2, 13)
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # in place of a module path: sizes that are read from the inputs
+FAKE_ATTRIBUTES = frozenset(vars(FakeTensorMode().from_tensor(torch.empty(1))))
 NOISY_LOGGERS = ("torch._export.non_strict_utils", "torch.export", "torch.fx.experimental.symbolic_shapes")
 
 
@@ -143,14 +145,21 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
 
 
-# ---- while AOTAutograd runs a model: functional tensors, and the nodes that are noted
+def has_global_hooks() -> bool:
+    """True if somebody has put hooks on all modules."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
 
 
-def is_functional(value: Any) -> bool:
-    """True for the tensors that AOTAutograd gives a model, and what the model makes of them."""
+def is_traced(tensor: torch.Tensor) -> bool:
+    """True for the tensors that AOTAutograd gives a model and what the model makes of them, with nothing added to them.
+
+    What is made of constants alone is a fake tensor, all else a functional one that holds such.
+    """
     from torch._subclasses.functional_tensor import FunctionalTensor
 
-    return type(value) is FunctionalTensor
+    if type(tensor) is FunctionalTensor:
+        return vars(tensor).keys() == {"elem"}
+    return type(tensor) is FakeTensor and tensor.constant is None and vars(tensor).keys() <= FAKE_ATTRIBUTES
 
 
 def functional_mode() -> Any:
@@ -167,12 +176,14 @@ def active_modes() -> tuple[int, ...]:
 
 
 def was_written(tensor: torch.Tensor) -> bool:
-    """True if a functional tensor, or anything that shares its memory, was written to in place."""
+    """True if a tensor from `fresh_tensors`, or anything that shares its memory, was written to in place."""
+    if isinstance(tensor, FakeTensor):
+        return tensor._version > 0
     return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
 
 
 def fresh_tensors(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """New functional tensors with the shapes, strides and dtypes of these; they share no memory."""
+    """New traced tensors with the shapes, strides and dtypes of these; they share no memory."""
     from torch._subclasses.functional_tensor import FunctionalTensor
     from torch.utils._python_dispatch import _disable_current_modes
 
@@ -181,20 +192,18 @@ def fresh_tensors(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     with _disable_current_modes():
         for value in values:
             with value.fake_mode:
-                room = value.untyped_storage().nbytes() // value.itemsize if value.storage_offset() else None
-                fresh = (
-                    torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-                    if room is None
-                    else torch.empty(room, dtype=value.dtype, device=value.device).as_strided(value.shape, value.stride(), value.storage_offset())
-                )
-                made.append(fresh.requires_grad_(value.requires_grad))
-    return [FunctionalTensor.to_functional(fresh) for fresh in made]
+                offset, kind = value.storage_offset(), {"dtype": value.dtype, "device": value.device}
+                fresh = torch.empty(value.untyped_storage().nbytes() // value.itemsize, **kind) if offset else torch.empty_strided(value.shape, value.stride(), **kind)
+                made.append((fresh.as_strided(value.shape, value.stride(), offset) if offset else fresh).requires_grad_(value.requires_grad))
+    return [fresh if isinstance(tensor, FakeTensor) else FunctionalTensor.to_functional(fresh) for tensor, fresh in zip(like, made, strict=True)]
 
 
-def _content(tensor: torch.Tensor) -> FakeTensor:
-    """What a functional tensor holds now."""
-    torch._sync(tensor)  # type: ignore[attr-defined]
-    return torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined, no-any-return]
+def _content(tensor: torch.Tensor) -> Any:
+    """The fake tensor that a traced tensor holds now."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -230,7 +239,7 @@ class Tape:
 
     @staticmethod
     def running() -> "Tape | None":
-        """None in the first run, which notes nothing."""
+        """None in the first run, which notes nothing. Another inside a function of a higher-order operator, which has a graph of its own."""
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
         mode = get_proxy_mode()
@@ -240,11 +249,6 @@ class Tape:
         self.tracer = tracer
         self.graph: torch.fx.Graph = tracer.graph
 
-    def is_current(self) -> bool:
-        """False inside a function of a higher-order operator, which has a graph of its own."""
-        now = Tape.running()
-        return now is not None and now.tracer is self.tracer
-
     def scoped(self, module: torch.nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, noted as a call of the module."""
         return self.tracer.call_module(module, function, args, kwargs)
@@ -252,8 +256,8 @@ class Tape:
     @property
     def modules(self) -> dict[str, tuple[str, str]]:
         """The modules that are running, outermost first, as nodes name them: key -> (path, class)."""
-        kinds = {key: (path, kind) for key, (path, kind) in self.tracer.module_stack.items()}
-        return {key: (path, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind) for key, (path, kind) in kinds.items()}
+        stack = self.tracer.module_stack.items()
+        return {key: (path, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind) for key, (path, kind) in stack}
 
     @property
     def calls(self) -> dict[str, int]:
@@ -261,14 +265,14 @@ class Tape:
         return self.tracer.num_calls  # type: ignore[no-any-return]
 
     def node_of(self, tensor: torch.Tensor) -> torch.fx.Node | None:
-        """The node whose value a functional tensor holds now."""
+        """The node whose value a traced tensor holds now."""
         from torch.fx.experimental.proxy_tensor import get_proxy_slot
 
         slot = get_proxy_slot(_content(tensor), self.tracer, None)
         return None if slot is None else slot.proxy.node
 
     def stand_for(self, tensor: torch.Tensor, node: torch.fx.Node, *, sizes: bool) -> None:
-        """Operators on a functional tensor refer to this node from now on. sizes: its sizes may be read from it, as from the result of an operator."""
+        """Operators on a traced tensor refer to this node from now on. sizes: its sizes may be read from it, as from the result of an operator."""
         from torch.fx.experimental.proxy_tensor import _ProxyTensor, set_proxy_slot, track_tensor
 
         proxy, value = torch.fx.Proxy(node, self.tracer), _content(tensor)

@@ -166,4 +166,4 @@ def described(value: Any) -> Any:
         return size(value)
     if value.layout is not torch.strided:
         return value.layout
-    return tuple(map(size, layout(value))), value.dtype, value.device, value.requires_grad
+    return type(value), tuple(map(size, layout(value))), value.dtype, value.device, value.requires_grad

@@ -22,7 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from seqpar.compat import Tape, active_modes, fresh_tensors, functional_mode, is_functional, module_calls, pytree, unbacked_symbols, unscoped_call, was_written
+from seqpar.compat import (
+    Tape,
+    active_modes,
+    fresh_tensors,
+    functional_mode,
+    has_global_hooks,
+    is_traced,
+    module_calls,
+    pytree,
+    unbacked_symbols,
+    unscoped_call,
+    was_written,
+)
 from seqpar.passes.effects import StateWatch
 from seqpar.passes.opaque import PLAIN
 from seqpar.passes.region import SIZES, Region, described, layout, size
@@ -78,7 +90,7 @@ class Stamper:
     def __init__(self, model: torch.nn.Module, position: Callable[[], int], root: CodeType) -> None:
         """position: how many values were read from tensors. root: the code that calls the model."""
         self.model, self.position, self.root = model, position, root
-        self.blocks = {id(block.module.__dict__): block for block in alike(model)}
+        self.blocks = {} if has_global_hooks() else {id(block.module.__dict__): block for block in alike(model)}
         self.first: Run | None = None
 
     def exclude(self, kind: str) -> None:
@@ -116,7 +128,7 @@ class Run:
     def __call__(self, module: torch.nn.Module, usual: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of any module."""
         block = self.blocks.get(id(module.__dict__))
-        if block is None or self.inside or functional_mode() is not self.mode or not (self.tape is None or self.tape.is_current()):
+        if block is None or self.inside or functional_mode() is not self.mode or not self.is_noted():
             return usual(module, *args, **kwargs)
         with unseen():
             call = self.described(block, args, kwargs)
@@ -149,6 +161,11 @@ class Run:
         shapes = tuple((described(tensor), getattr(tensor, "_is_param", False)) for tensor in tensors)
         what = (block.kind, spec, plain, tuple(place[id(weight)] for weight in weights), shapes, state_of_torch(tensors))
         return BlockCall(block, tuple(leaves), spec, tuple(tensors), what, (active_modes(), lines_above(self.stamper.root)))
+
+    def is_noted(self) -> bool:
+        """False inside a function of a higher-order operator."""
+        now = Tape.running()
+        return now is self.tape if now is None or self.tape is None else now.graph is self.tape.graph
 
     def known_of(self, call: BlockCall) -> Known:
         """What calls like this one do."""
@@ -253,7 +270,7 @@ class Run:
         fresh = fresh_tensors(given)
         if self.tape is not None:
             assert known.region is not None
-            nodes = nodes_of(self.tape, call)
+            nodes = nodes_of(self.tape, call, call.tensors)
             for tensor, node in zip(fresh, known.region.copy(self.tape, nodes), strict=True):
                 self.tape.stand_for(tensor, node, sizes=True)
         new = iter(fresh)
@@ -287,7 +304,7 @@ class Run:
                 raise GaveUp(kind, "a result is written to")
         if self.tape is None:
             return
-        nodes = {self.tape.node_of(tensor) for tensor in returned if is_functional(tensor)}
+        nodes = {self.tape.node_of(tensor) for tensor in returned if isinstance(tensor, Tensor) and is_traced(tensor)}
         for noted in self.noted:
             inner = {line.node for line in noted.region.lines} - set(noted.region.outputs)
             if noted.region.used_by() is not None or any(node.users for node in noted.stand_ins) or nodes & {*inner, *noted.stand_ins}:
@@ -310,7 +327,7 @@ class Noted:
 
     @staticmethod
     def begin(tape: Tape, call: BlockCall, inputs: Sequence[Tensor]) -> Noted:
-        nodes, stand_ins = nodes_of(tape, call), []
+        nodes, stand_ins = nodes_of(tape, call, call.tensors), []
         for tensor, node in zip(inputs, nodes, strict=True):
             stand_in = tape.graph.create_node("call_function", input_of_block, (node,), {}, name="seqpar_input")
             stand_in.meta = dict(node.meta)
@@ -320,9 +337,7 @@ class Noted:
 
     def end(self, outputs: Sequence[Tensor]) -> Region:
         """The call has returned these new tensors."""
-        results = [self.tape.node_of(tensor) for tensor in outputs]
-        if None in results:
-            raise GaveUp(self.call.block.kind, f"{self.call.block.path} returns a tensor that no operator made")
+        results = nodes_of(self.tape, self.call, outputs)
         nodes, node = [], self.last.next
         while node.op != "root":
             nodes.append(node)
@@ -348,21 +363,20 @@ def unseen() -> AbstractContextManager[Any]:
     return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]
 
 
-def nodes_of(tape: Tape, call: BlockCall) -> list[fx.Node]:
-    """The nodes of the inputs. Raises GaveUp if one has none."""
-    nodes = [tape.node_of(tensor) for tensor in call.tensors]
-    if None in nodes:
-        raise GaveUp(call.block.kind, f"{call.block.path} is given a tensor that no operator made")
-    return nodes  # type: ignore[return-value]
+def nodes_of(tape: Tape, call: BlockCall, tensors: Sequence[Tensor]) -> list[fx.Node]:
+    """The nodes of inputs or outputs. Raises GaveUp if one has none."""
+    nodes = [node for node in map(tape.node_of, tensors) if node is not None]
+    if len(nodes) < len(tensors):
+        raise GaveUp(call.block.kind, f"{call.block.path} takes or returns a tensor that no operator made")
+    return nodes
 
 
 def is_usual(tensor: Tensor) -> bool:
-    """A functional tensor with nothing special: neither sparse nor lazily conjugated, without attributes that somebody set, of sizes that follow from inputs'."""
+    """A traced tensor with nothing special: neither sparse nor lazily conjugated, without attributes that somebody set, of sizes that follow from inputs'."""
     return (
-        is_functional(tensor)
+        is_traced(tensor)
         and tensor.layout is torch.strided
         and not (tensor.is_conj() or tensor.is_neg())
-        and vars(tensor).keys() == {"elem"}
         and not any(unbacked_symbols(size) for size in layout(tensor))
     )
 
