@@ -262,7 +262,7 @@ class Tape:
     @property
     def calls(self) -> dict[str, int]:
         """How often each module was called, by its path; it may be written."""
-        return self.tracer.num_calls  # type: ignore[no-any-return]
+        return self.tracer.num_calls
 
     def node_of(self, tensor: torch.Tensor) -> torch.fx.Node | None:
         """The node whose value a traced tensor holds now."""

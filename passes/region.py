@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from seqpar.compat import Tape, pytree, unbacked_symbols
+from seqpar.compat import Tape, is_traced, pytree, unbacked_symbols
 
 SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 Modules = Mapping[str, tuple[str, str]]  # of a node: key -> (path, class), outermost first
@@ -147,6 +147,16 @@ def size(value: Any) -> Any:
 def layout(tensor: torch.Tensor) -> list[Any]:
     """Sizes, strides and offset of a strided tensor."""
     return [*tensor.shape, *tensor.stride(), tensor.storage_offset()]
+
+
+def is_usual(tensor: torch.Tensor) -> bool:
+    """A traced tensor with nothing special: neither sparse nor lazily conjugated, without attributes that somebody set, of sizes that follow from inputs'."""
+    return (
+        is_traced(tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_conj() or tensor.is_neg())
+        and not any(unbacked_symbols(size) for size in layout(tensor))
+    )
 
 
 def sizes_of(value: Any) -> list[Any]:

@@ -19,8 +19,8 @@ from typing import Any
 from torch import nn
 
 from seqpar.passes.effects import StateWatch, same
+from seqpar.passes.state_digest import GLOBAL_DEPTH, Code, Digest, Unknown, has_content
 from seqpar.passes.warm import CONTAINERS
-from seqpar.state_digest import GLOBAL_DEPTH, Code, Digest, Unknown, has_content
 
 ENOUGH = 3  # of two, the second is traced to see that it does what the first did
 INNER_MODULES = 3  # of a block with fewer, a call is told from others no faster than it is traced

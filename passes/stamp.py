@@ -31,13 +31,12 @@ from seqpar.compat import (
     is_traced,
     module_calls,
     pytree,
-    unbacked_symbols,
     unscoped_call,
     was_written,
 )
 from seqpar.passes.effects import StateWatch
 from seqpar.passes.opaque import PLAIN
-from seqpar.passes.region import SIZES, Region, described, layout, size
+from seqpar.passes.region import SIZES, Region, described, is_usual, layout, size
 from seqpar.passes.repeated import Block, SurroundingsWatch, alike
 
 
@@ -360,7 +359,7 @@ def input_of_block(value: Any) -> Any:
 
 def unseen() -> AbstractContextManager[Any]:
     """In the block, functions are seen by no mode: questions about shapes are many, and no part of the model."""
-    return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]
+    return torch._C.DisableTorchFunction()
 
 
 def nodes_of(tape: Tape, call: BlockCall, tensors: Sequence[Tensor]) -> list[fx.Node]:
@@ -369,16 +368,6 @@ def nodes_of(tape: Tape, call: BlockCall, tensors: Sequence[Tensor]) -> list[fx.
     if len(nodes) < len(tensors):
         raise GaveUp(call.block.kind, f"{call.block.path} takes or returns a tensor that no operator made")
     return nodes
-
-
-def is_usual(tensor: Tensor) -> bool:
-    """A traced tensor with nothing special: neither sparse nor lazily conjugated, without attributes that somebody set, of sizes that follow from inputs'."""
-    return (
-        is_traced(tensor)
-        and tensor.layout is torch.strided
-        and not (tensor.is_conj() or tensor.is_neg())
-        and not any(unbacked_symbols(size) for size in layout(tensor))
-    )
 
 
 def shapes_of(outputs: tuple[Any, ...] | None) -> Any:
