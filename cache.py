@@ -1,6 +1,6 @@
 """Programs kept on disk between starts, found again by a digest of all that decides them.
 
-A file is named by the digest (`state_digest.py`) of the model without its weights, its code, the call, the mesh, the settings and the
+A file is named by the digest (`passes/state_digest.py`) of the model without its weights, its code, the call, the mesh, the settings and the
 versions; it holds the programs of all ranks as `saving.py` writes them. Off unless `seqpar.config(cache_dir=…)` or SEQPAR_CACHE_DIR names a folder.
 A program for values that the model reads from its inputs has a file of its own, found if the inputs hold these values.
 """
@@ -22,10 +22,10 @@ from seqpar.errors import SavedProgramError
 from seqpar.passes.arguments import Call
 from seqpar.passes.config import config
 from seqpar.passes.save_values import Codec
+from seqpar.passes.state_digest import Digest, Unknown, own_code, sample_of, torch_settings
 from seqpar.program import Program, Saved
 from seqpar.saved_program import read_program, write_program
 from seqpar.saving import HEADER, device_of, opened, write_whole
-from seqpar.state_digest import Digest, Unknown, own_code, sample_of, torch_settings
 
 if TYPE_CHECKING:
     from seqpar.compile import Compiler

@@ -9,7 +9,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -35,13 +35,20 @@ __all__ = [
     "OpOverload",
     "PythonReferenceAnalysis",
     "ShapeEnv",
+    "Tape",
     "TorchDispatchMode",
+    "active_modes",
     "aot_export",
     "being_compiled",
     "check_torch_version",
+    "fresh_tensors",
+    "functional_mode",
+    "has_global_hooks",
     "helpers_in_traces",
     "lazy_graph_module",
+    "is_traced",
     "lookup_backend",
+    "module_calls",
     "outside_compiler",
     "pytree",
     "quiet",
@@ -55,10 +62,13 @@ __all__ = [
     "symbolic_shape",
     "tolist_seen_by_modes",
     "unbacked_symbols",
+    "unscoped_call",
+    "was_written",
 ]
 
 OLDEST, NEWEST = (2, 11), (2, 13)
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # in place of a module path: sizes that are read from the inputs
+FAKE_ATTRIBUTES = frozenset(vars(FakeTensorMode().from_tensor(torch.empty(1))))
 NOISY_LOGGERS = ("torch._export.non_strict_utils", "torch.export", "torch.fx.experimental.symbolic_shapes")
 
 
@@ -135,6 +145,143 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
     composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
+
+
+def has_global_hooks() -> bool:
+    """True if somebody has put hooks on all modules."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """True for the tensors that AOTAutograd gives a model and what the model makes of them, with nothing added to them.
+
+    What is made of constants alone is a fake tensor, all else a functional one that holds such.
+    """
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    if type(tensor) is FunctionalTensor:
+        return vars(tensor).keys() == {"elem"}
+    return type(tensor) is FakeTensor and tensor.constant is None and vars(tensor).keys() <= FAKE_ATTRIBUTES
+
+
+def functional_mode() -> Any:
+    """The mode that makes operators functional here; None outside AOTAutograd. A higher-order operator runs its functions in another."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL)
+
+
+def active_modes() -> tuple[int, ...]:
+    """The modes that see functions and operators here, by identity."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return tuple(map(id, (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())))
+
+
+def was_written(tensor: torch.Tensor) -> bool:
+    """True if a tensor from `fresh_tensors`, or anything that shares its memory, was written to in place."""
+    if isinstance(tensor, FakeTensor):
+        return tensor._version > 0
+    return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
+
+
+def fresh_tensors(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """New traced tensors with the shapes, strides and dtypes of these; they share no memory."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    made = []
+    values = [_content(tensor) for tensor in like]
+    with _disable_current_modes():
+        for value in values:
+            with value.fake_mode:
+                offset, kind = value.storage_offset(), {"dtype": value.dtype, "device": value.device}
+                fresh = torch.empty(value.untyped_storage().nbytes() // value.itemsize, **kind) if offset else torch.empty_strided(value.shape, value.stride(), **kind)
+                made.append((fresh.as_strided(value.shape, value.stride(), offset) if offset else fresh).requires_grad_(value.requires_grad))
+    return [fresh if isinstance(tensor, FakeTensor) else FunctionalTensor.to_functional(fresh) for tensor, fresh in zip(like, made, strict=True)]
+
+
+def _content(tensor: torch.Tensor) -> Any:
+    """The fake tensor that a traced tensor holds now."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def module_calls(handle: Callable[..., Any]) -> Iterator[Callable[[], None]]:
+    """Send every call of a module to `handle(module, call, args, kwargs)`; `call` is what would have run.
+
+    Gives a function that does so again where a tracer inside the block (that of a higher-order operator) has put its own in place.
+    """
+    usual = torch.nn.Module.__call__
+
+    def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return handle(module, usual, args, kwargs)
+
+    def install() -> None:
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+
+    try:
+        install()
+        yield install
+    finally:
+        torch.nn.Module.__call__ = usual  # type: ignore[method-assign]
+
+
+def unscoped_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A call of a module that no tracer notes as one; hooks run."""
+    from torch.fx._symbolic_trace import _orig_module_call
+
+    return _orig_module_call(module, *args, **kwargs)
+
+
+class Tape:
+    """The graph that grows while AOTAutograd runs a model for the second time."""
+
+    @staticmethod
+    def running() -> "Tape | None":
+        """None in the first run, which notes nothing. Another inside a function of a higher-order operator, which has a graph of its own."""
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        mode = get_proxy_mode()
+        return None if mode is None else Tape(mode.tracer)
+
+    def __init__(self, tracer: Any) -> None:
+        self.tracer = tracer
+        self.graph: torch.fx.Graph = tracer.graph
+
+    def scoped(self, module: torch.nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`, noted as a call of the module."""
+        return self.tracer.call_module(module, function, args, kwargs)
+
+    @property
+    def modules(self) -> dict[str, tuple[str, str]]:
+        """The modules that are running, outermost first, as nodes name them: key -> (path, class)."""
+        stack = self.tracer.module_stack.items()
+        return {key: (path, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind) for key, (path, kind) in stack}
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each module was called, by its path; it may be written."""
+        return self.tracer.num_calls
+
+    def node_of(self, tensor: torch.Tensor) -> torch.fx.Node | None:
+        """The node whose value a traced tensor holds now."""
+        from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+        slot = get_proxy_slot(_content(tensor), self.tracer, None)
+        return None if slot is None else slot.proxy.node
+
+    def stand_for(self, tensor: torch.Tensor, node: torch.fx.Node, *, sizes: bool) -> None:
+        """Operators on a traced tensor refer to this node from now on. sizes: its sizes may be read from it, as from the result of an operator."""
+        from torch.fx.experimental.proxy_tensor import _ProxyTensor, set_proxy_slot, track_tensor
+
+        proxy, value = torch.fx.Proxy(node, self.tracer), _content(tensor)
+        if sizes:
+            track_tensor(value, proxy, constant=None, tracer=self.tracer)
+        else:
+            set_proxy_slot(value, self.tracer, _ProxyTensor(proxy, None))
 
 
 def lazy_graph_module() -> type[torch.fx.GraphModule]:

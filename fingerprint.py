@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from seqpar.passes.state_digest import tensor_text
+
 NUMBERS = (bool, int, float, complex, torch.dtype)
 PLAIN = (*NUMBERS, str, bytes, type(None), enum.Enum, range, slice)
 DEPTH = 4
@@ -53,15 +55,6 @@ def is_plain(value: Any, depth: int) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
         return depth > 0 and all(is_plain(item, depth - 1) for item in value)
     return isinstance(value, PLAIN)
-
-
-def tensor_text(value: torch.Tensor) -> str:
-    """Shape, dtype and content of a tensor that is neither parameter nor buffer: it may be a constant of a program."""
-    text = f"{tuple(value.shape)} {value.dtype}"
-    if value.device.type == "meta" or value.layout is not torch.strided:
-        return text
-    flat = value.detach().cpu().resolve_conj().contiguous().reshape(-1)
-    return f"{text} {hashlib.sha256(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b'').hexdigest()[:16]}"
 
 
 def source_of(kind: type) -> dict[str, str]:

@@ -14,13 +14,13 @@ SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 
 
 class StateWatch:
-    """Attributes, buffers and parameters of a module and of the modules in it, as they were."""
+    """Attributes, buffers and parameters of a module and of the modules in it, and the content of other values, as they were."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module | None = None, values: Sequence[Any] = ()) -> None:
         self.containers: list[tuple[Any, Any]] = []
         seen: set[int] = set()
-        for part in module.modules():
-            remember(part.__dict__, self.containers, seen, depth=4)
+        for value in (*(part.__dict__ for part in (() if module is None else module.modules())), *values):
+            remember(value, self.containers, seen, depth=4)
         self.versions = [(label, value, version(value)) for container, _ in self.containers for label, value in entries(container) if isinstance(value, Tensor)]
 
     def changed(self) -> str | None:

@@ -18,8 +18,10 @@ from torch.export import ExportedProgram
 
 from seqpar.compat import FakeTensor, aot_export
 from seqpar.passes.flat_model import FlatModel
+from seqpar.passes.stamp import GaveUp, Stamper
 
 log = logging.getLogger("seqpar.trace")
+ATTEMPTS = 3  # traces, each with fewer blocks that are copied
 
 
 def export_functional(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any) -> ExportedProgram:
@@ -30,21 +32,47 @@ def export_functional(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any
     return program
 
 
-def in_one_trace(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any) -> ExportedProgram | None:
-    """The same by AOTAutograd alone, or None where it cannot be had."""
+def in_one_trace(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any, *, stamp: bool = True) -> ExportedProgram | None:
+    """The same by AOTAutograd alone, or None where it cannot be had. stamp: copy what blocks that are alike do, instead of running them all."""
+    program = reason = None
     flat.repeatable = True
     try:
-        program = aot_export(flat, (tuple(leaves),), dims)
+        if stamp and not flat.opaque.calls:
+            program = stamped(flat, leaves, dims)
+        if program is None:
+            program = aot_export(flat, (tuple(leaves),), dims)
+            reason = unsound(program)
     except Exception as error:  # whatever it is, torch.export decides
         log.debug("traced by torch.export, since AOTAutograd failed: %s: %s", type(error).__name__, error)
         return None
     finally:
         flat.repeatable = False
-    reason = unsound(program)
     if reason is not None:
         log.debug("traced by torch.export, since the other graph has %s", reason)
         return None
     return program
+
+
+def stamped(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any) -> ExportedProgram | None:
+    """The program of a model some of whose blocks are alike, or None where all must run."""
+    stamper = Stamper(flat.model, lambda: flat.replayer.position, FlatModel.forward.__code__)
+    flat.stamper = stamper
+    try:
+        for _ in range(ATTEMPTS if stamper.blocks else 0):
+            try:
+                program = aot_export(flat, (tuple(leaves),), dims)
+            except GaveUp as reason:
+                log.debug("traced anew, with blocks that run as usual: %s", reason)
+                stamper.exclude(reason.kind)
+                if not stamper.blocks:
+                    break
+            else:
+                return program if unsound(program) is None else None
+    except Exception as error:  # it may be due to copying
+        log.debug("traced anew, since a trace with copied blocks failed: %s: %s", type(error).__name__, error)
+    finally:
+        flat.stamper = None
+    return None
 
 
 def unsound(program: ExportedProgram) -> str | None:

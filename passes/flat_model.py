@@ -10,6 +10,7 @@ from seqpar.compat import pytree
 from seqpar.passes.arguments import Call
 from seqpar.passes.opaque import OpaqueReplayer
 from seqpar.passes.replay import Replayer
+from seqpar.passes.stamp import Stamper
 from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.warm import restored
 
@@ -30,10 +31,11 @@ class BufferAssigned(Exception):  # noqa: N818 - an answer, not an error
 class FlatModel(torch.nn.Module):
     """The model as a function from a tuple of tensors to a tuple of tensors (outputs, then values read); everything else is fixed.
 
-    `repeatable`: it is run more than once in one trace, and each run must find the model as the first did.
+    `repeatable`: it is run more than once in one trace, and each run must find the model as the first did. `stamper`: copies what blocks that are alike do.
     """
 
     repeatable = False
+    stamper: Stamper | None = None
 
     def __init__(self, model: torch.nn.Module, call: Call, positions: Sequence[int], replayer: Replayer, opaque: OpaqueReplayer):
         super().__init__()
@@ -49,14 +51,18 @@ class FlatModel(torch.nn.Module):
         arguments = self.call.arguments(full)
         before = state_after(arguments)
         args, kwargs = self.call.bind(arguments)
-        with self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext():
+        stamps = nullcontext() if self.stamper is None else self.stamper.active()
+        with self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
             returned = self.model(*args, **kwargs)
         self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)
         inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)
         self.result.in_graph = inside
         self.result.literals = tuple(None if traced else out for out, traced in zip(outputs, inside, strict=True))
-        return (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
+        results = (*(out for out, traced in zip(outputs, inside, strict=True) if traced), *assigned, *self.replayer.asked)
+        if run is not None:
+            run.finish(results)
+        return results
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from seqpar import compat
 from seqpar.compat import helpers_in_traces
 from seqpar.passes import boundary, flat_model
 
 HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-OWN_FILES = (flat_model.__file__, boundary.__file__, os.path.join(os.path.dirname(HERE.rstrip(os.sep)), "sp_sharding.py"))  # between the user's frames
+OWN_FILES = (compat.__file__, flat_model.__file__, boundary.__file__, os.path.join(os.path.dirname(HERE.rstrip(os.sep)), "sp_sharding.py"))  # between the user's frames
 STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 # The standard library holds site-packages, where the user's libraries are.
 HIDDEN = (os.path.dirname(torch.__file__) + os.sep, HERE, *OWN_FILES, STDLIB + "contextlib", STDLIB + "functools", "<")

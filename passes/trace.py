@@ -31,6 +31,7 @@ from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.progress import collector_paused, staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
+from seqpar.passes.region import base_name
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
 from seqpar.passes.state import StateWrite
@@ -269,7 +270,7 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
         elif is_opaque(node):
             env[node] = emit_opaque(graph, node, calls, constants, new)
         elif node.op == "call_function" and not is_check(node):
-            env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=node.name)
+            env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=base_name(node))  # numbered anew: which numbers the tracer leaves out tells nothing
             env[node].meta = clean_meta(node.meta)
     mutations, asked = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
     guard = build_guard(model, asked, records, constants, [call.leaves[i].detach().contiguous() for i in positions]) if records else None
@@ -324,7 +325,7 @@ def is_check(node: fx.Node) -> bool:
 
 def clean_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What later stages read: the value, the source line, the module path (without the wrapper of this file)."""
-    kept = {key: meta[key] for key in ("val", "stack_trace", "torch_fn") if meta.get(key) is not None}
+    kept = {key: meta[key] for key in ("val", "stack_trace") if meta.get(key) is not None}
     if meta.get("nn_module_stack"):
         entries = [(key, (path.removeprefix("model").removeprefix("."), kind)) for key, (path, kind) in meta["nn_module_stack"].items() if path]
         kept["nn_module_stack"] = dict(entries)

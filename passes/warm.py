@@ -1,6 +1,5 @@
 """Keep a model as it was: an eager call before tracing, and its Python state put back after tracing."""
 
-import copy
 import functools
 import gc
 import inspect
@@ -94,7 +93,7 @@ def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: in
         return
     seen.add(id(value))
     if isinstance(value, CONTAINERS):
-        saved.append((value, copy.copy(value)))
+        saved.append((value, dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else set(value)))
         children = list(value.values()) if isinstance(value, dict) else list(value)
     elif isinstance(value, tuple):
         children = list(value)

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from seqpar.state_digest import Digest, Unknown, code_text, own_code, replaced_in_torch, sample_of, torch_settings
+from seqpar.passes.state_digest import Digest, Unknown, code_text, own_code, replaced_in_torch, sample_of, torch_settings
 
 CODE = """
 import os, functools, torch

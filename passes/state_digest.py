@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 
-from seqpar.fingerprint import tensor_text
-
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.layout, torch.memory_format, type(...))
 TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 CONTAINERS = (list, tuple, set, frozenset, Mapping)
@@ -352,6 +350,15 @@ def digest_of(value: Any, path: str) -> str:
     return digest.hash.hexdigest()
 
 
+def tensor_text(value: torch.Tensor) -> str:
+    """Shape, dtype and content of a tensor that is neither parameter nor buffer: it may be a constant of a program."""
+    text = f"{tuple(value.shape)} {value.dtype}"
+    if value.device.type == "meta" or value.layout is not torch.strided:
+        return text
+    flat = value.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    return f"{text} {hashlib.sha256(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b'').hexdigest()[:16]}"
+
+
 def replaced_in_torch() -> list[str]:
     """Functions of torch that somebody else has put there."""
     found = []
@@ -365,7 +372,7 @@ def replaced_in_torch() -> list[str]:
 
 def own_code() -> str:
     """A digest of this package."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     folders = (root, *(root / name for name in ("passes", "partitioner", "partitioner/rules", "runtime")))
     files = sorted(path for folder in folders for path in folder.glob("*.py"))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
