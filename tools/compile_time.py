@@ -2,17 +2,19 @@
 
     python -m seqpar.tools.compile_time --model flux --blocks 10 20 40 57 --ulysses 4 --ring 2
     python -m seqpar.tools.compile_time --model flux qwen-image wan          # as many blocks as the published model has
+    python -m seqpar.tools.compile_time --model flux --every-block           # and none of them copied from another
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 from unittest import mock
@@ -74,16 +76,20 @@ def counted(owner: Any, name: str) -> Iterator[list[float]]:
         yield seconds
 
 
-def measure(model: str, blocks: int | None = None, *, ulysses: int, ring: int, full: bool = True, repeats: int = 2, second: bool = False) -> Timing:
-    """Trace once, compile `repeats` times, keep the fastest. blocks: the published number if None. second: also time a start from the cache."""
+def measure(model: str, blocks: int | None = None, *, ulysses: int, ring: int, full: bool = True, repeats: int = 2, second: bool = False, every_block: bool = False) -> Timing:
+    """Trace once, compile `repeats` times, keep the fastest. blocks: the published number if None. second: also time a start from the cache.
+
+    every_block: run all blocks while tracing, also those that are alike.
+    """
     family = registry.get(model)
     settings = family.full if full else family.tiny_config(heads=8)
     blocks = sum(settings[key] for key in (family.layers_key, family.single_layers_key) if key) if blocks is None else blocks
     settings = family.with_layers(settings, blocks)
     inputs = family.native_inputs(settings, device="meta") if full else family.grid_inputs(settings, rows=16, columns=16, text_len=32, device="meta")
     built = family.build(settings, device="meta")
+    every = mock.patch.object(export_file, "in_one_trace", functools.partial(export_file.in_one_trace, stamp=False)) if every_block else nullcontext()
     started = time.process_time()
-    with counted(export_file, "aot_export") as short, counted(torch.export, "export") as long:
+    with every, counted(export_file, "aot_export") as short, counted(torch.export, "export") as long:
         traced = trace(built, (), inputs, dynamic=False)
     traced_at = time.process_time()
     seconds = []
@@ -118,10 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, nargs="+", help="default: as many as the published model has")
     parser.add_argument("--ulysses", type=int, default=4)
     parser.add_argument("--ring", type=int, default=2)
+    parser.add_argument("--every-block", action="store_true", help="while tracing, run also the blocks that are like others")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     wanted = [(model, n) for model in options.model for n in options.blocks or [None]]
-    timings = (measure(model, n, ulysses=options.ulysses, ring=options.ring, second=True) for model, n in wanted)
+    timings = (measure(model, n, ulysses=options.ulysses, ring=options.ring, second=True, every_block=options.every_block) for model, n in wanted)
     if options.json:
         print(json.dumps([asdict(t) for t in timings]))
         return
