@@ -48,7 +48,6 @@ __all__ = [
     "lazy_graph_module",
     "is_traced",
     "lookup_backend",
-    "module_calls",
     "outside_compiler",
     "pytree",
     "quiet",
@@ -206,27 +205,6 @@ def _content(tensor: torch.Tensor) -> Any:
         return tensor
     torch._sync(tensor)
     return torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def module_calls(handle: Callable[..., Any]) -> Iterator[Callable[[], None]]:
-    """Send every call of a module to `handle(module, call, args, kwargs)`; `call` is what would have run.
-
-    Gives a function that does so again where a tracer inside the block (that of a higher-order operator) has put its own in place.
-    """
-    usual = torch.nn.Module.__call__
-
-    def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return handle(module, usual, args, kwargs)
-
-    def install() -> None:
-        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
-
-    try:
-        install()
-        yield install
-    finally:
-        torch.nn.Module.__call__ = usual  # type: ignore[method-assign]
 
 
 def unscoped_call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -26,20 +26,22 @@ class HasGroups(Protocol):
 def bind_groups(gm: fx.GraphModule, mesh: HasGroups | None) -> fx.GraphModule:
     """A copy of `gm`, ready to run, in which every keyword `group` that is an axis name is this rank's process group name.
 
-    It has nodes of its own, so whoever changes it (torch.compile, a user's pass) leaves the unbound program alone. Without a mesh (one rank) nothing may communicate.
+    It has nodes of its own, so whoever changes it (torch.compile, a user's pass) leaves the unbound program alone. Without a mesh (one rank, or a program that nobody runs here)
+    groups keep their names.
 
     Raises:
         MeshError: the mesh has no group for an axis the program communicates over.
     """
-    groups = {} if mesh is None else mesh.groups
     graph = copied(gm.graph)
+    if mesh is None:
+        return with_graph(gm, graph, compiled=True)
     for node in graph.nodes:
         axis = node.kwargs.get("group")
         if node.op != "call_function" or axis not in AXES:
             continue
-        if axis not in groups:
-            raise MeshError(f"the program communicates over {axis!r} ({node.name}), but the mesh has only {sorted(groups)}")
-        node.update_kwarg("group", groups[axis])
+        if axis not in mesh.groups:
+            raise MeshError(f"the program communicates over {axis!r} ({node.name}), but the mesh has only {sorted(mesh.groups)}")
+        node.update_kwarg("group", mesh.groups[axis])
     return with_graph(gm, graph, compiled=True)
 
 

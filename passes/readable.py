@@ -64,10 +64,11 @@ def _shapes(gm: fx.GraphModule, inspector: Inspector, rank: int) -> dict[str, st
     local = local_shapes(inspector, rank)
     view = found.view.for_rank(rank)
     source = {node.name: node for node in found.traced.gm.graph.nodes}
+    as_traced = found.program(rank).graph is found.traced.gm.graph  # one rank: names are those of the trace
     notes = {}
     for node in gm.graph.nodes:
         name, layout = node.meta.get("seqpar_layout", (None, None))
-        own = source.get(name) if name is not None else source.get(node.name) if gm.graph is found.traced.gm.graph else None
+        own = source.get(name) if name is not None else source.get(node.name) if as_traced else None
         here = local.get(node.name, "")
         if own is None or not isinstance(own.meta.get("val"), Tensor):
             notes[node.name] = f"-> {here}" if here else ""

@@ -29,12 +29,12 @@ from seqpar.compat import (
     functional_mode,
     has_global_hooks,
     is_traced,
-    module_calls,
     pytree,
     unscoped_call,
     was_written,
 )
 from seqpar.passes.effects import StateWatch
+from seqpar.passes.module_calls import module_calls
 from seqpar.passes.opaque import PLAIN
 from seqpar.passes.region import SIZES, Region, described, is_usual, layout, size
 from seqpar.passes.repeated import Block, SurroundingsWatch, alike

@@ -17,9 +17,9 @@ from seqpar import logs  # noqa: E402
 torch.set_num_threads(1)
 
 
-def _load_rank_pool():
+def _load(name):
     # Test files are no package (the repository root is one already), so a helper beside them is loaded by path.
-    spec = importlib.util.spec_from_file_location("rank_pool", Path(__file__).with_name("rank_pool.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -82,7 +82,7 @@ def log_levels_put_back():
 @pytest.fixture(scope="session")
 def ranks():
     """Four real gloo ranks: `ranks.run(function, *args, timeout=300)` -> the four results, `ranks.outcomes` -> results or errors."""
-    pool = _load_rank_pool().RankPool(4)
+    pool = _load("rank_pool").RankPool(4)
     yield pool
     pool.stop()
 
@@ -90,6 +90,12 @@ def ranks():
 @pytest.fixture(scope="session")
 def two_ranks():
     """Like `ranks`, for tests whose every rank is expensive. Both pools are in the same worker, and an idle one costs nothing."""
-    pool = _load_rank_pool().RankPool(2)
+    pool = _load("rank_pool").RankPool(2)
     yield pool
     pool.stop()
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Traces a model with and without copies of alike blocks, and compares: `trace_twice.py`."""
+    return _load("trace_twice").Both(monkeypatch)

@@ -49,7 +49,12 @@ def test_groups_are_those_of_the_mesh():
     assert {n.kwargs["group"] for n in bound.graph.nodes if "group" in n.kwargs} == {"7"}
 
 
-@pytest.mark.parametrize("mesh", [None, SimpleNamespace(groups={"sp": "8"})])
-def test_no_group_is_an_error(mesh):
+def test_no_group_is_an_error():
     with pytest.raises(MeshError, match="communicates over 'ulysses'"):
-        bind_groups(program(2), mesh)
+        bind_groups(program(2), SimpleNamespace(groups={"sp": "8"}))
+
+
+def test_without_a_mesh_axes_keep_their_names():
+    unbound = program(2)
+    bound = bind_groups(unbound, None)
+    assert axes_used(bound) == axes_used(unbound) == {"ulysses"} and not set(bound.graph.nodes) & set(unbound.graph.nodes)

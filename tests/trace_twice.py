@@ -4,7 +4,6 @@ import copy
 import functools
 import re
 
-import pytest
 import torch
 from torch import fx
 
@@ -23,22 +22,22 @@ def lines(traced):
     return text
 
 
-@pytest.fixture
-def both(monkeypatch):
+class Both:
     """Compares the traces with and without copies; returns how many calls were copied."""
 
-    aot_export = export.aot_export
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
 
-    def compare(model, args, kwargs=None, **settings):
+    def __call__(self, model, args, kwargs=None, **settings):
         copies = []
-        usual, copied = export.in_one_trace, Region.copy
-        with monkeypatch.context() as patch:
+        aot_export, usual, copied = export.aot_export, export.in_one_trace, Region.copy
+        with self.monkeypatch.context() as patch:
             # Of the last trace, where one was given up.
             patch.setattr(export, "aot_export", lambda *given: copies.clear() or aot_export(*given))
             patch.setattr(Region, "copy", lambda region, *given: copies.append(region) or copied(region, *given))
             stamped = trace(copy.deepcopy(model), args, kwargs or {}, **settings)
         made = len(copies)
-        with monkeypatch.context() as patch:
+        with self.monkeypatch.context() as patch:
             patch.setattr(export, "in_one_trace", functools.partial(usual, stamp=False))
             full = trace(model, args, kwargs or {}, **settings)
         assert len(copies) == made and lines(stamped) == lines(full)
@@ -48,4 +47,3 @@ def both(monkeypatch):
             assert [str(guard.expr) for guard in stamped.shape_env.guards] == [str(guard.expr) for guard in full.shape_env.guards]
         return made
 
-    return compare
