@@ -322,7 +322,7 @@ class Noted:
     def __init__(self, tape: Tape, call: BlockCall, nodes: list[fx.Node], stand_ins: list[fx.Node]) -> None:
         """nodes: of the inputs. stand_ins: nodes in their place."""
         self.tape, self.call, self.nodes, self.stand_ins = tape, call, nodes, stand_ins
-        self.last, self.calls = next(reversed(tape.graph.nodes)), dict(tape.calls)
+        self.last, self.calls = next(iter(reversed(tape.graph.nodes))), dict(tape.calls)
 
     @staticmethod
     def begin(tape: Tape, call: BlockCall, inputs: Sequence[Tensor]) -> Noted:
