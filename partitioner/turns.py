@@ -70,7 +70,7 @@ def _find(inference: Inference, prices: Prices, node: Node, found: Division) -> 
     spec, lengths = inference.relations[node].attention, inference.relations[node].operand_axes
     heads, key_heads = (inference.table.example_length(lengths[i][1]) for i in (spec.q, spec.k))
     per_rank, rest = divmod(key_heads, found.degrees.ulysses)
-    if rest or heads % key_heads:
+    if rest:
         return whole
     legs, best = legs_of(inference, prices, node, found), 1
     for count in range(2, min(MOST, per_rank) + 1):
@@ -91,14 +91,14 @@ def _shares(per_rank: int, turns: int, ranks: int, group: int) -> Iterator[HeadP
 
 
 def legs_of(inference: Inference, prices: Prices, node: Node, found: Division) -> Legs:
-    """In floating-point operations of one rank; of an attention without a ring, whose sequences are all in parts."""
+    """In floating-point operations of one rank; of an attention without a ring, with as many heads on every rank, whose sequences are all in parts."""
     relation, sizes, ranks = inference.relations[node], inference.table.sizes, found.degrees.ranks
     spec, moved = relation.attention, ExchangeBytes(inference, node, found, riders_of(inference, ranks, found.degrees.ring))
     atoms = {i: heaviest_factor(inference, relation.operand_axes[i][-2]) for i in (spec.q, spec.k, spec.v)}
     there = _busiest([moved.operand(i, a) for i, cut in atoms.items() for a in cut])
     back = _busiest([moved.result(a) for a in atoms[spec.q]])
     join = 2 * OPERATIONS_PER_BYTE * nbytes(outputs_of(node)[0], sizes) / ranks
-    return Legs(there * prices.byte, found.uneven * node_work(node, sizes) / ranks, back * prices.byte, prices.call, join)
+    return Legs(there * prices.byte, node_work(node, sizes) / ranks, back * prices.byte, prices.call, join)
 
 
 def _busiest(received: list[list[float]]) -> float:
