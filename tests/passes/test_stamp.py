@@ -1,6 +1,8 @@
 """A trace that copies what alike blocks do is the trace in which every block runs: node by node, for real models and for blocks that try to be different."""
 
 import functools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 from seqpar.passes.trace import trace
+
+sys.path.append(str(Path(__file__).parent))  # test files are no package
+from alike_blocks import COUNT, WIDTH, Block, Model, WritesToBuffer  # noqa: E402
 
 # ---- real models
 
@@ -30,32 +35,7 @@ def test_the_same_graph(name, dynamic, copied, both):
 
 # ---- blocks, each with something of its own; COUNT of them in a row
 
-COUNT, WIDTH = 6, 4
 elsewhere, features = {"calls": 0, "x": None}, []
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.up, self.down, self.drop = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.Dropout(0.5)
-        self.register_buffer("table", torch.ones(WIDTH))
-
-    def work(self, x):
-        return x + self.drop(self.down(self.up(self.norm(x)).relu())) * self.table
-
-    def forward(self, x):
-        return self.work(x)
-
-
-class Model(nn.Module):
-    def __init__(self, kind=Block, count=COUNT):
-        super().__init__()
-        self.blocks = nn.ModuleList([kind() for _ in range(count)])
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class Complex(Block):
@@ -191,18 +171,6 @@ class Remembers(Block):
 class WritesToInput(Block):
     def forward(self, x):
         x.mul_(2)
-        return self.work(x)
-
-
-class WritesToBuffer(Block):
-    def forward(self, x):
-        self.table.add_(1)
-        return self.work(x)
-
-
-class AssignsBuffer(Block):
-    def forward(self, x):
-        self.table = self.table + 1
         return self.work(x)
 
 

@@ -3,57 +3,25 @@
 import contextvars
 import functools
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-COUNT, WIDTH = 6, 4
+sys.path.append(str(Path(__file__).parent))  # test files are no package
+from alike_blocks import COUNT, WIDTH, AssignsBuffer, Block, Model, WritesToBuffer  # noqa: E402
+
 elsewhere = {"scale": 1.0, "x": None}
 deep = [[[[[[None]]]]]]  # deeper than variables are compared
 current = contextvars.ContextVar("current", default=1.0)
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.up, self.down, self.drop = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.Dropout(0.5)
-        self.register_buffer("table", torch.ones(WIDTH))
-
-    def work(self, x):
-        return x + self.drop(self.down(self.up(self.norm(x)).relu())) * self.table
-
-    def forward(self, x):
-        return self.work(x)
-
-
-class Model(nn.Module):
-    def __init__(self, kind=Block, count=COUNT):
-        super().__init__()
-        self.blocks = nn.ModuleList([kind() for _ in range(count)])
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class ManyResults(Block):
     def forward(self, x):
         y = self.work(x)
         return {"y": y, "left": y[:, :2]}
-
-
-class WritesToBuffer(Block):
-    def forward(self, x):
-        self.table.add_(1)
-        return self.work(x)
-
-
-class AssignsBuffer(Block):
-    def forward(self, x):
-        self.table = self.table + 1
-        return self.work(x)
 
 
 class Reaches(Block):
