@@ -4,14 +4,14 @@ For fixed strategies the labels are an exact minimum cut. An attention whose key
 uses the mesh the user asked for. One whose keys are other positions (cross-attention) may also attend locally, with keys computed on
 every rank: tried class by class of equal attentions, and kept unless that repeats more work than the collectives it saves are worth.
 At real rates (hardware that the user named) the others may attend locally too, with keys gathered at the cheapest place of their chain: as keys
-and values, or before their projections.
+and values, or before their projections. Prices do not know what of this travels behind work, so labels that cost little more are kept besides the cheapest.
 Last, attentions whose batch holds another sequence are tried along their batch, with the cut switching between the two (`phases`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
@@ -25,6 +25,7 @@ from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation
 
 MAX_TRIALS = 4  # of classes of attentions that are tried with gathered keys
+CLOSE = 1.25  # times the price of the cheapest labels: overlap may make up for that
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Solution:
     """Labels plus, for every attention node, why it attends as it does. `along_batch`: attentions divided along their batch.
 
     `local`, `prefer`: the other arguments of the `LabelProblem` that was solved, so that it can be asked again (`alternatives`).
+    `close`: at real rates, other solutions that cost little more.
     """
 
     labels: Labels
@@ -41,6 +43,7 @@ class Solution:
     along_batch: frozenset[Node] = frozenset()
     local: frozenset[Node] = frozenset()
     prefer: Mapping[Node, Set[int]] = field(default_factory=dict)
+    close: tuple[Solution, ...] = ()
 
 
 def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True, phases: bool = True) -> Solution:
@@ -64,28 +67,44 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     alone = {n for n in exchanged - crossing.keys() if price.real or _rows_are_even(n, attentions[n], inference, degrees)}
-    before, best = best.exchanged, _gathering(inference, degrees, price, best, alone, local)
-    heads = {n: inference.table.example_length(attentions[n].operand_axes[attentions[n].attention.q][1]) for n in before - best.exchanged}
-    reasons |= {n: f"cheaper than exchanging its {h} heads, which {degrees.ulysses} ranks do not divide" for n, h in heads.items() if h % degrees.ulysses}
+    tried = _gathering(inference, degrees, price, best, alone, local)
+
+    def solution(labels: Labels) -> Solution:
+        uneven = _heads_that_do_not_divide(inference, degrees, best.exchanged - labels.exchanged)
+        return Solution(labels, degrees, price, reasons | uneven, local=frozenset(local))
+
+    cheapest = solution(tried[0])
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
-        trial = LabelProblem(inference, degrees, price, best.exchanged - found.along_batch, local, found.prefer).solve()
-        spared = len(found.along_batch & best.exchanged) * calls(degrees) * price.call
-        if trial.cost < best.cost + spared:
-            return Solution(trial, degrees, price, reasons, found.along_batch, frozenset(local), found.prefer)
-    return Solution(best, degrees, price, reasons, local=frozenset(local))
+        kept = cheapest.labels
+        trial = LabelProblem(inference, degrees, price, kept.exchanged - found.along_batch, local, found.prefer).solve()
+        spared = len(found.along_batch & kept.exchanged) * calls(degrees) * price.call
+        if trial.cost < kept.cost + spared:
+            return replace(cheapest, labels=trial, along_batch=found.along_batch, prefer=found.prefer)
+    return replace(cheapest, close=tuple(solution(labels) for labels in tried[1:] if price.real and labels.cost <= CLOSE * tried[0].cost))
 
 
-def _gathering(inference: Inference, degrees: Degrees, price: Prices, best: Labels, candidates: Set[Node], local: Set[Node]) -> Labels:
-    """Classes of attentions, the heaviest first, that keep their rows and gather keys instead of exchanging where that takes less time."""
-    sizes = inference.table.sizes
+def _heads_that_do_not_divide(inference: Inference, degrees: Degrees, gathering: Set[Node]) -> dict[Node, str]:
+    """Of these, which gather keys instead of exchanging: why."""
+    spans = ((n, inference.relations[n]) for n in gathering)
+    heads = {n: inference.table.example_length(r.operand_axes[r.attention.q][1]) for n, r in spans}
+    return {n: f"cheaper than exchanging its {h} heads, which {degrees.ulysses} ranks do not divide" for n, h in heads.items() if h % degrees.ulysses}
+
+
+def _gathering(inference: Inference, degrees: Degrees, price: Prices, best: Labels, candidates: Set[Node], local: Set[Node]) -> list[Labels]:
+    """Classes of attentions, the heaviest first, that keep their rows and gather keys instead of exchanging where that takes less time.
+
+    The labels that cost least, and all others that were tried.
+    """
+    sizes, tried = inference.table.sizes, [best]
     groups = classes({n: r for n, r in inference.relations.items() if n in candidates}, inference)
     for members in sorted(groups, key=lambda g: -sum(node_work(n, sizes) for n in g))[:MAX_TRIALS]:
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local).solve()
         mesh = division(inference, degrees, price, next(iter(members))).degrees
+        tried.append(trial)
         if trial.cost < best.cost + calls(mesh) * price.call * len(members):
             best = trial
-    return best
+    return [best, *(labels for labels in tried if labels is not best)]
 
 
 def is_cross(relation: Relation, inference: Inference) -> bool:

@@ -10,7 +10,8 @@ class Options:
     recognise: attention in other forms becomes attention nodes. tidy: copies that nobody can tell from what they copy disappear. fuse: a sequence that is a product is read again as one atom, which can
     be cut anywhere. grids: cutting between frames or rows is tried as well. local_keys: a cross-attention may attend locally.
     phases: the cut may switch between two axes. share_counts: ranks with parts of equal sizes are counted once.
-    pack: gathers that follow one another become one. schedule: exchanges start early and are waited for late.
+    replay: at real rates, programs of about the same price are compared by replaying them. pack: gathers that follow one another become one.
+    schedule: exchanges start early and are waited for late.
     """
 
     recognise: bool = True
@@ -20,5 +21,6 @@ class Options:
     local_keys: bool = True
     phases: bool = True
     share_counts: bool = True
+    replay: bool = True
     pack: bool = True
     schedule: bool = True

@@ -29,6 +29,7 @@ from seqpar.passes.boundary import detach
 from seqpar.passes.copies import drop_copies
 from seqpar.passes.count import Counts
 from seqpar.passes.emit import Emitter
+from seqpar.passes.fastest import fastest
 from seqpar.passes.flex import flex_to_attention
 from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
@@ -231,8 +232,15 @@ def partition(
             inference, solution = _along_batch(inference, solution, traced, degrees, machine)
     solved = time.perf_counter()
     seconds = {"trace": traced.seconds, "infer": inferred - started, "solve": solved - inferred}
-    notes += honoured(traced, inference, solution) if pinned else ()
-    partitioned = Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, seconds, options, machine or Machine(), notes, comm_dtype)
+
+    def programs(solution: Solution) -> Partitioned:
+        kept = notes + honoured(traced, inference, solution) if pinned else ()
+        return Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, dict(seconds), options, machine or Machine(), kept, comm_dtype)
+
+    partitioned = programs(solution)
+    if options.replay and solution.close:
+        partitioned = fastest(programs, solution)
+        partitioned._seconds["replay"] = time.perf_counter() - solved
     dump.text("layouts", partitioned.layouts)
     partitioned.dump = dump
     return partitioned

@@ -149,7 +149,7 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
         turns = len(turns_of(inference, degrees, solution.prices, node).heads)
         strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "") + (f" (in {turns} turns)" if turns > 1 else "")
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
-        why += f"; {found.reason}" if found.reason else ""
+        why = "; ".join(filter(None, (why, found.reason, solution.reasons.get(node))))
     else:
         cut = any(view.produced(node))
         strategy = source.strategy if cut else "replicated"
