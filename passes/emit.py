@@ -22,7 +22,7 @@ from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.layout import Layout, LayoutView
 from seqpar.partitioner.lengths import Length, product
 from seqpar.partitioner.marker import is_marker
-from seqpar.partitioner.op import as_length, bind_arguments, shape_of
+from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal
@@ -237,9 +237,6 @@ class Emitter:
             count = self.sizes.emit(product(self.view.inference.table.axis_length(relation.operand_axes[i][d]) for i, d in dims))
             reduced = self.call(aten.div.Tensor, (reduced, count))
             reduced = self.call(aten._to_copy.default, (reduced,), {"dtype": node.meta["val"].dtype})
-        elif relation.rewrite is not None and relation.rewrite.kind == "linear":
-            bias = bind_arguments(node)["bias"]
-            reduced = self.call(aten.add.Tensor, (reduced, self.value(bias, self.view.required(node, relation, relation.operands.index(bias)))))
         return reduced
 
     # -- lengths --------------------------------------------------------------------------------------

@@ -150,12 +150,13 @@ def _mean(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return aten.sum.dim_IntList, (bound["self"], bound["dim"], bound["keepdim"]), {"dtype": wide}
 
 
-def _linear(emitter: Emitter, node: Node, relation: Relation) -> Call:
-    """A partial sum without the bias, which `Emitter.finish` adds."""
-    if emitter.view.reduced(node, relation) is None:
+def _added_once(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """A partial product: what is added to it (a bias) enters the sum on one rank, others leave it out as the rewrite says."""
+    if emitter.view.reduced(node, relation) is None or emitter.view.rank == 0:
         return node.target, node.args, dict(node.kwargs)
-    bound = bind_arguments(node)
-    return node.target, (bound["input"], bound["weight"]), {}
+    assert relation.rewrite is not None and isinstance(node.target, torch._ops.OpOverload)
+    bound, schema = bind_arguments(node) | dict(relation.rewrite.data), node.target._schema.arguments
+    return node.target, tuple(bound[a.name] for a in schema if not a.kwarg_only), {a.name: bound[a.name] for a in schema if a.kwarg_only}
 
 
 MOMENTS: dict[Any, Callable[..., Any]] = {
@@ -242,7 +243,7 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "split": _split,
     "pad": _pad,
     "mean": _mean,
-    "linear": _linear,
+    "added once": _added_once,
     "moments": _moments,
     "euclidean_norm": _euclidean_norm,
     "repeat_interleave": _repeat_interleave,

@@ -19,7 +19,7 @@ def linear(op: Op) -> None:
     op.carry(weight, 0, len(op.out_shape) - 1)
     if op.args["bias"] is not None:
         op.carry(op.index(op.args["bias"]), 0, len(op.out_shape) - 1)
-        op.rewrite = Rewrite("linear")  # the bias enters a sum of parts once
+        op.rewrite = Rewrite("added once", data=(("bias", None),))
     if op.tie(x, op.rank(x) - 1, weight, 1):
         op.reduce(x, op.rank(x) - 1)
         op.reduce(weight, 1)
@@ -52,7 +52,7 @@ def matmul(op: Op) -> None:
 
 @rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(op: Op) -> None:
-    """Contraction dims stay whole here: the added operand must enter the sum once."""
+    """`beta * [m, n] + alpha * [m, k] @ [k, n]`, with a batch in front of all or not."""
     names = list(op.args)
     bias, a, b = (op.index(op.args[n]) for n in names[:3])
     out_rank = len(op.out_shape)
@@ -63,6 +63,10 @@ def addmm(op: Op) -> None:
     op.carry(b, op.rank(b) - 1, out_rank - 1)
     if out_rank == 3:
         op.carry(b, 0, 0)
+    if op.tie(a, op.rank(a) - 1, b, op.rank(b) - 2):
+        op.reduce(a, op.rank(a) - 1)
+        op.reduce(b, op.rank(b) - 2)
+        op.rewrite = Rewrite("added once", data=(("beta", 0),))
 
 
 @rule(aten.outer.default, aten.ger.default)

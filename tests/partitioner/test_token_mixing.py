@@ -72,3 +72,26 @@ def test_a_gate_is_most_of_the_work_and_is_divided():
     with torch.device("meta"):
         plan = seqpar.plan(Mixer(2048), (torch.empty(2, 2048, WIDTH),), ulysses=4)
     assert plan.sharded_flop_fraction > 0.95 and max(plan.flops_per_rank) < 0.3 * plan.flops_total, plan.explain()
+
+
+class Explicit(nn.Module):
+    """The same layers written as addmm and baddbmm over the tokens; `factors` are theirs."""
+
+    def __init__(self, tokens, factors):
+        super().__init__()
+        self.qkv, self.mix, self.bias = nn.Linear(WIDTH, 3 * WIDTH), nn.Parameter(torch.randn(tokens, tokens) / tokens**0.5), nn.Parameter(torch.randn(tokens, WIDTH))
+        self.factors = factors
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        one = torch.addmm(self.bias, self.mix, y[0], **self.factors)
+        return one, torch.baddbmm(self.bias[None], self.mix.expand(len(y), -1, -1), y, **self.factors)
+
+
+@pytest.mark.parametrize("factors", [{}, {"beta": 2, "alpha": 0.5}])
+def test_what_a_product_is_added_to_enters_the_sum_once(factors):
+    torch.manual_seed(0)
+    report = seqpar.verify(Explicit(1025, factors), (torch.randn(2, 1025, WIDTH),), ulysses=3)
+    assert report.ok and report.plan.comm_calls["all_reduce"] == 2, report
+    assert report.plan.sharded_flop_fraction > 0.97, report.plan.explain()
