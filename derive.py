@@ -20,7 +20,7 @@ from seqpar.errors import NoPlanError, PlanError
 from seqpar.hooked import MESH, has_context_parallelism, marked_attention, run_hooked, without_constants
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.declare import MeshRules
-from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.machines import rates_of
 from seqpar.partitioner.marker import boundary, is_marker, pin_of
 from seqpar.passes import derive as analysis

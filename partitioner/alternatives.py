@@ -14,14 +14,15 @@ from torch.fx import Node
 from seqpar.partitioner.balance import EXCHANGES, in_zigzag
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, node_work
-from seqpar.partitioner.division import division
+from seqpar.partitioner.division import Degrees, division
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
-from seqpar.partitioner.labels import Degrees, LabelProblem
+from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
+from seqpar.partitioner.split_keys import can_split
 from seqpar.partitioner.turns import turns_of
 
 
@@ -56,7 +57,8 @@ class Forced:
 
 def problem_of(inference: Inference, solution: Solution) -> LabelProblem:
     """The label problem that the solution solves, built anew."""
-    problem = LabelProblem(inference, solution.degrees, solution.prices, set(solution.labels.exchanged), solution.local, solution.prefer)
+    labels = solution.labels
+    problem = LabelProblem(inference, solution.degrees, solution.prices, set(labels.exchanged), solution.local, solution.prefer, labels.split)
     problem.build()
     return problem
 
@@ -67,41 +69,57 @@ def mesh_name(degrees: Degrees) -> str:
 
 
 def alternatives(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> list[Alternative]:
-    """What else the members, equal attentions, could do: exchange over another mesh of the same ranks, attend locally, or over the mesh; fastest first."""
+    """What else the members, equal attentions, could do: exchange over another mesh of the same ranks, attend locally, split their keys, or over the mesh; fastest first."""
     node, ranks = next(iter(members)), solution.degrees.ranks
-    placed = other_placement(inference, solution, members, machine)
-    found = [placed] if placed is not None else []
+    found = [other_placement(inference, solution, members, machine), split_placement(inference, solution, members, machine)]
     for degrees in (Degrees(ranks, 1), Degrees(1, ranks)) if members <= solution.labels.exchanged else ():
         if degrees != solution.degrees and not cannot_exchange(node, inference.relations[node], inference, degrees):
             seconds = attention_seconds(inference, solution, node, degrees, machine)
             found.append(Alternative(f"{mesh_name(degrees)} {ranks}", seconds, received=attention_bytes(inference, solution, node, degrees)))
-    return sorted(found, key=lambda a: a.seconds)
+    return sorted((a for a in found if a is not None), key=lambda a: a.seconds)
 
 
 def other_placement(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> Alternative | None:
-    """These attentions attending locally if they use the mesh, and over the mesh if they do not; None if they cannot."""
+    """These attentions over the mesh if they do not use it and can; else locally. None if neither is another one."""
     relations = {n: inference.relations[n] for n in members}
     node = next(iter(members))
-    if members <= solution.labels.exchanged:
-        crossing = {n for n, r in relations.items() if is_cross(r, inference)}
-        labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged - members, solution.local | crossing, solution.prefer).solve()
-        trial = replace(solution, labels=labels)
-        source = KeySources(LayoutView(inference, trial, 0)).of(node)
-        return Alternative(source.strategy, attention_seconds(inference, trial, node, None, machine), labels.cost, source.received)
-    if any(cannot_exchange(n, r, inference, solution.degrees) for n, r in relations.items()):
+    if not members <= solution.labels.exchanged and not any(cannot_exchange(n, r, inference, solution.degrees) for n, r in relations.items()):
+        prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
+        trial = _resolved(inference, replace(solution, prefer=prefer), members, exchanged=True)
+        # As in `solve`: collectives that local attention does without must be worth their price.
+        call = solution.prices.keys if members <= solution.local else solution.prices.call
+        cost = trial.labels.cost + calls(solution.degrees) * call * len(members)
+        received = attention_bytes(inference, trial, node, solution.degrees)
+        return Alternative(mesh_name(solution.degrees), attention_seconds(inference, trial, node, solution.degrees, machine), cost, received)
+    if not members <= solution.labels.exchanged | solution.labels.split:
         return None
-    prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
-    labels = LabelProblem(inference, solution.degrees, solution.prices, solution.labels.exchanged | members, solution.local - members, prefer).solve()
-    # As in `solve`: collectives that local attention does without must be worth their price.
-    call = solution.prices.keys if members <= solution.local else solution.prices.call
-    cost = labels.cost + calls(solution.degrees) * call * len(members)
-    trial = replace(solution, labels=labels)
-    received = attention_bytes(inference, trial, node, solution.degrees)
-    return Alternative(mesh_name(solution.degrees), attention_seconds(inference, trial, node, solution.degrees, machine), cost, received)
+    crossing = {n for n, r in relations.items() if is_cross(r, inference)}
+    return _where_its_queries_are(inference, _resolved(inference, solution, members, local=crossing), node, machine)
+
+
+def split_placement(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> Alternative | None:
+    """These attentions divided along their keys, where that is another one that may pay."""
+    if members & solution.labels.split or not all(can_split(inference, inference.relations[n], solution.degrees.ranks) for n in members):
+        return None
+    trial = _resolved(inference, solution, members, split=members)
+    return _where_its_queries_are(inference, trial, next(iter(members)), machine) if members <= trial.labels.split else None
+
+
+def _resolved(inference: Inference, solution: Solution, members: Set[Node], exchanged: bool = False, local: Set[Node] = frozenset(), split: Set[Node] = frozenset()) -> Solution:
+    """The solution with other strategies for the members."""
+    labels = solution.labels
+    over, beside = (labels.exchanged | members if exchanged else labels.exchanged - members), solution.local - members | local
+    problem = LabelProblem(inference, solution.degrees, solution.prices, over, beside, solution.prefer, labels.split - members | split)
+    return replace(solution, labels=problem.solve())
+
+
+def _where_its_queries_are(inference: Inference, trial: Solution, node: Node, machine: Machine) -> Alternative:
+    source = KeySources(LayoutView(inference, trial, 0)).of(node)
+    return Alternative(source.strategy, attention_seconds(inference, trial, node, None, machine), trial.labels.cost, source.received)
 
 
 def attention_seconds(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None, machine: Machine, sources: KeySources | None = None) -> float:
-    """Predicted time of one attention whose operands are laid out as the solution has them: over a mesh of all ranks, or (None) locally.
+    """Predicted time of one attention whose operands are laid out as the solution has them: over a mesh of all ranks, or (None) without one.
 
     sources: of this solution, where it is at hand. Exact for parts and heads of equal sizes. A ring travels behind the attention of the block before.
     """
@@ -120,7 +138,7 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
 
 
 def attention_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None) -> float:
-    """Bytes that the busiest rank receives for one attention: over a mesh of all ranks, or (None) locally; the latter for parts of equal sizes."""
+    """Bytes that the busiest rank receives for one attention: over a mesh of all ranks, or (None) without one; the latter for parts of equal sizes."""
     if degrees is None:
         return KeySources(LayoutView(inference, solution, 0)).of(node).received
     return sum(_mesh_bytes(inference, solution, node, degrees))

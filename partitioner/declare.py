@@ -21,8 +21,10 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import heaviest_factor, origin
 from seqpar.partitioner.cost import Prices, nbytes, node_work
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import INF, Degrees, Key, LabelProblem, Labels
+from seqpar.partitioner.label_problem import INF, LabelProblem
+from seqpar.partitioner.labels import Key, Labels
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.riders import Riders
 
@@ -90,7 +92,7 @@ class DeclareProblem(LabelProblem):
             self._forget_prices()
         cost, answers = self.problem.solve()
         broken = [v for a, b, v in self.forbidden if answers[a] and not answers[b]]
-        labels = Labels({key for key, v in self.vertices.items() if answers[v]}, set(self.exchanged), cost)
+        labels = Labels({key for key, v in self.vertices.items() if answers[v]}, set(self.exchanged), cost=cost)
         return Declared(labels, not broken and not math.isinf(cost), broken)
 
     # -- vertices ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where the keys and values of a local attention become whole: nowhere, at the attention, or further up, before they are computed."""
+"""Where the keys and values of an attention that does not use the mesh become whole: nowhere, at the attention, or further up, before they are computed; or that they do not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from seqpar.partitioner.cost import is_contraction, nbytes
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.split_keys import received_bytes
 
 Source = tuple[Node, bool]  # a value that is gathered, and whether anything is computed from it (by a contraction) before it is a key or value
 NOWHERE: frozenset[Source] = frozenset()
@@ -17,7 +18,7 @@ NOWHERE: frozenset[Source] = frozenset()
 
 @dataclass(frozen=True)
 class KeySource:
-    """strategy: "local", "gather K/V" or "gather input"; values: what is gathered; received: its bytes per rank, for parts of equal sizes."""
+    """strategy: "local", "gather K/V", "gather input" or "split K/V"; values: what is gathered (split: and merged); received: its bytes per rank, for parts of equal sizes."""
 
     strategy: str
     values: frozenset[Node] = frozenset()
@@ -26,6 +27,8 @@ class KeySource:
     @property
     def what(self) -> str:
         """In words."""
+        if self.strategy == "split K/V":
+            return "every rank attends the keys that it holds: gathers and merges the results"
         if not self.values:
             return "keys are whole on every rank: nothing moves"
         return "gathers keys and values" if self.strategy == "gather K/V" else "gathers the input of keys and values"
@@ -52,8 +55,10 @@ class KeySources:
         return NOWHERE if any(have) else self._above.get(operand, NOWHERE)
 
     def of(self, node: Node) -> KeySource:
-        """For an attention whose keys and values are whole."""
+        """For an attention that does not use the mesh."""
         relation = self.view.inference.relations[node]
+        if node in self.view.labels.split:
+            return KeySource("split K/V", frozenset({node}), received_bytes(self.view.inference, relation, self.view.ranks))
         spec = relation.attention
         found = self._of(node, relation, spec.k) | self._of(node, relation, spec.v)
         values = frozenset(n for n, _ in found)

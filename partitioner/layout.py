@@ -84,7 +84,7 @@ class LayoutView:
 
     def _needs_part(self, node: Node, relation: Relation, i: int, dim: int, atom: int, has_part: bool) -> bool:
         sharded = self.labels.sharded
-        if node in self.labels.exchanged:
+        if node in self.labels.exchanged or node in self.labels.split:
             spec = relation.attention
             if i == spec.mask or dim != len(relation.operand_axes[i]) - 2:
                 return False

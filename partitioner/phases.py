@@ -16,8 +16,8 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Prices, nbytes, node_work
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.mincut import CutProblem
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation

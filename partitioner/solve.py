@@ -5,6 +5,7 @@ uses the mesh the user asked for. One whose keys are other positions (cross-atte
 every rank: tried class by class of equal attentions, and kept unless that repeats more work than the collectives it saves are worth.
 At real rates (hardware that the user named) the others may attend locally too, with keys gathered at the cheapest place of their chain: as keys
 and values, or before their projections. Prices do not know what of this travels behind work, so labels that cost little more are kept besides the cheapest.
+One of few queries to many keys may be divided along its keys (`split_keys`): tried like a cross-attention, whatever its keys are.
 Last, attentions whose batch holds another sequence are tried along their batch, with the cut switching between the two (`phases`).
 """
 
@@ -17,14 +18,16 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import Machine, Prices, is_contraction, nbytes, node_work, prices
-from seqpar.partitioner.division import division, mesh_bytes
+from seqpar.partitioner.division import Degrees, division, mesh_bytes
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import Degrees, LabelProblem, Labels
+from seqpar.partitioner.label_problem import LabelProblem
+from seqpar.partitioner.labels import Labels
 from seqpar.partitioner.op import outputs_of, shape_of
 from seqpar.partitioner.phases import choose_phases
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.split_keys import can_split
 
-MAX_TRIALS = 4  # of classes of attentions that are tried with gathered keys
+MAX_TRIALS = 4  # of classes of attentions that are tried with gathered, and with split keys
 CLOSE = 1.25  # times the price of the cheapest labels: overlap may make up for that
 
 
@@ -46,10 +49,13 @@ class Solution:
     close: tuple[Solution, ...] = ()
 
 
-def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True, phases: bool = True) -> Solution:
+def solve(
+    inference: Inference, degrees: Degrees, machine: Machine | None = None, *, local_keys: bool = True, phases: bool = True, split_keys: bool = True
+) -> Solution:
     """Cheapest labels and strategies. With one rank, or without attention, nothing is sharded.
 
-    local_keys: whether a cross-attention may attend locally. phases: whether the cut may switch between two axes.
+    local_keys: whether a cross-attention may attend locally. phases: whether the cut may switch between two axes. split_keys: whether an
+    attention may be divided along its keys.
     """
     attentions = {n: r for n, r in inference.relations.items() if r.attention is not None}
     price = _prices(inference, attentions, degrees, machine or Machine())
@@ -66,7 +72,9 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
-    alone = {n for n in exchanged - crossing.keys() if price.real or _rows_are_even(n, attentions[n], inference, degrees)}
+    best = _splitting(inference, degrees, price, best, attentions if split_keys else {}, local)
+    reasons = {n: why for n, why in reasons.items() if n not in best.split}
+    alone = {n for n in exchanged - crossing.keys() - best.split if price.real or _rows_are_even(n, attentions[n], inference, degrees)}
     tried = _gathering(inference, degrees, price, best, alone, local)
 
     def solution(labels: Labels) -> Solution:
@@ -77,11 +85,27 @@ def solve(inference: Inference, degrees: Degrees, machine: Machine | None = None
     found = choose_phases(inference, degrees, price, exchanged) if phases else None
     if found is not None:
         kept = cheapest.labels
-        trial = LabelProblem(inference, degrees, price, kept.exchanged - found.along_batch, local, found.prefer).solve()
+        trial = LabelProblem(inference, degrees, price, kept.exchanged - found.along_batch, local, found.prefer, kept.split - found.along_batch).solve()
         spared = len(found.along_batch & kept.exchanged) * calls(degrees) * price.call
         if trial.cost < kept.cost + spared:
             return replace(cheapest, labels=trial, along_batch=found.along_batch, prefer=found.prefer)
     return replace(cheapest, close=tuple(solution(labels) for labels in tried[1:] if price.real and labels.cost <= CLOSE * tried[0].cost))
+
+
+def _splitting(inference: Inference, degrees: Degrees, price: Prices, best: Labels, attentions: dict[Node, Relation], local: set[Node]) -> Labels:
+    """Classes of attentions of few queries, the heaviest first, that attend the keys where they are; `local` is left without those that do."""
+    few = {n: r for n, r in attentions.items() if can_split(inference, r, degrees.ranks)}
+    for members in _heaviest(classes(few, inference), inference):
+        trial = LabelProblem(inference, degrees, price, best.exchanged - members, local - members, split=best.split | members).solve()
+        if trial.split & members and trial.cost < best.cost + calls(degrees) * price.call * len(members & best.exchanged):
+            best = trial
+            local -= members
+    return best
+
+
+def _heaviest(groups: list[set[Node]], inference: Inference) -> list[set[Node]]:
+    """The classes that are tried, those with the most work first."""
+    return sorted(groups, key=lambda g: -sum(node_work(n, inference.table.sizes) for n in g))[:MAX_TRIALS]
 
 
 def _heads_that_do_not_divide(inference: Inference, degrees: Degrees, gathering: Set[Node]) -> dict[Node, str]:
@@ -96,10 +120,9 @@ def _gathering(inference: Inference, degrees: Degrees, price: Prices, best: Labe
 
     The labels that cost least, and all others that were tried.
     """
-    sizes, tried = inference.table.sizes, [best]
-    groups = classes({n: r for n, r in inference.relations.items() if n in candidates}, inference)
-    for members in sorted(groups, key=lambda g: -sum(node_work(n, sizes) for n in g))[:MAX_TRIALS]:
-        trial = LabelProblem(inference, degrees, price, best.exchanged - members, local).solve()
+    tried = [best]
+    for members in _heaviest(classes({n: r for n, r in inference.relations.items() if n in candidates}, inference), inference):
+        trial = LabelProblem(inference, degrees, price, best.exchanged - members, local, split=best.split).solve()
         mesh = division(inference, degrees, price, next(iter(members))).degrees
         tried.append(trial)
         if trial.cost < best.cost + calls(mesh) * price.call * len(members):

@@ -35,8 +35,8 @@ def diverging(view: LayoutView) -> set[Node]:
     """Nodes whose whole parts are not certain to have the same bits on every rank."""
     found: set[Node] = set()
     for node, relation in view.inference.relations.items():
-        if node in view.labels.exchanged or view.reduced(node, relation):
-            continue  # computed once and exchanged: the same everywhere
+        if node in view.labels.exchanged or node in view.labels.split or view.reduced(node, relation):
+            continue  # computed once and exchanged, or merged in one order: the same everywhere
         inherits = any(origin(n) in found and not _all_sharded(view, n) for i, n in enumerate(relation.operands) if i not in relation.free)
         if inherits or node.target is run_opaque or (node.target not in MOVES and _mixed(view, relation, node)):
             found.add(node)

@@ -36,7 +36,7 @@ from seqpar.partitioner.turns import turns_of
 from seqpar.passes.attend_shares import emit_shares
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.head_shares import causal_rows
-from seqpar.runtime.ring import ring_attention
+from seqpar.runtime.ring import ring_attention, split_kv_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 from seqpar.runtime.zigzag import zigzag_attention
 
@@ -254,3 +254,16 @@ def emit_local_causal(emitter: Emitter, node: Node, relation: Relation, operands
     device = node.meta["val"].device
     mask = emitter.call(causal_mask, (tuple(ranges), ((0, columns),)), {"device": device})
     return emitter.call(aten.scaled_dot_product_attention.default, (q, k, v, mask, spec.dropout, False), common)
+
+
+def emit_split(emitter: Emitter, relation: Relation, operands: dict[Node, Node], cut: frozenset[int]) -> Node:
+    """Attention of all queries to the keys that the rank holds, merged over the ranks. cut: the atoms of the keys that are in parts."""
+    spec = relation.attention
+    q, k, v = (operands[relation.operands[i]] for i in (spec.q, spec.k, spec.v))
+    mask = None if spec.mask is None else operands[relation.operands[spec.mask]]
+    table = emitter.view.inference.table
+    (keys,) = table.expand_axis(relation.operand_axes[spec.k][-2])
+    rows = emitter.sizes.emit(table.axis_length(relation.operand_axes[spec.q][-2]))
+    segments = {"query_segments": (rows,), "key_segments": emitter.segments(keys, cut)}
+    common = {"scale": spec.scale, "is_causal": spec.is_causal, "enable_gqa": spec.enable_gqa}
+    return emitter.call(split_kv_attention, (q, k, v, mask), {**segments, **common, "group": "sp"})

@@ -19,8 +19,9 @@ from torch.fx import Graph, Node
 from seqpar.partitioner.candidates import heaviest_factor, origin
 from seqpar.partitioner.cost import Machine, Prices
 from seqpar.partitioner.declare import Declared, DeclareProblem, Mark, MeshRules
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import BESIDE, Inference, infer
-from seqpar.partitioner.labels import Degrees, Labels
+from seqpar.partitioner.labels import Labels
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import is_marker, pin_of
 from seqpar.partitioner.solve import solve
@@ -72,7 +73,7 @@ def pose(
 ) -> Problem:
     """Read a marked graph, with new sequences beginning at `begin`. over_mesh: whether an attention exchanges what it is given (None: as the compiler does)."""
     inference = infer(graph, Sizes(), begin=begin)
-    solution = solve(inference, degrees, machine, phases=False)
+    solution = solve(inference, degrees, machine, phases=False, split_keys=False)  # no plan of hooks says that
     heavy = [n for n in solution.labels.exchanged if _is_heaviest(inference, n)]
     mesh = frozenset(n for n, r in inference.relations.items() if r.attention is not None and (over_mesh(n) if over_mesh else n in solution.labels.exchanged))
     return Problem(graph, inference, degrees, solution.prices, mesh, frozenset(heavy), rules)

@@ -25,7 +25,7 @@ from seqpar.partitioner.marker import is_marker
 from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
-from seqpar.passes.attend import emit_exchange, emit_local_causal
+from seqpar.passes.attend import emit_exchange, emit_local_causal, emit_split
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise, refuse_random
 from seqpar.passes.turn import emit_switch, switch_places
@@ -198,6 +198,9 @@ class Emitter:
             operands = {n: self.result(n) for n in relation.operands}
         if node in self.view.labels.exchanged:
             self.define(node, emit_exchange(self, node, relation, operands))
+            return
+        if node in self.view.labels.split:
+            self.define(node, emit_split(self, relation, operands, self.view.required(node, relation, relation.attention.k)[-2]))
             return
         if relation.attention is not None and relation.attention.is_causal and self.view.produced(node)[-2]:
             self.define(node, emit_local_causal(self, node, relation, operands))

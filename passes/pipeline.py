@@ -16,9 +16,8 @@ from torch import fx
 from seqpar.compat import symbol_hints
 from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.division import division
+from seqpar.partitioner.division import Degrees, division
 from seqpar.partitioner.infer import BESIDE, Inference, infer
-from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
@@ -116,7 +115,7 @@ class Partitioned:
         digest.update(f"{degrees.ulysses} {degrees.ring} {self.comm_dtype}\n".encode())
         view = self.view
         for node in self.traced.gm.graph.nodes:
-            digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged}".encode())
+            digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged} {node in self.solution.labels.split}".encode())
             if node in self.solution.labels.exchanged:
                 found = division(self.inference, degrees, self.solution.prices, node)
                 turns = len(turns_of(self.inference, degrees, self.solution.prices, node).heads)

@@ -151,7 +151,7 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
         why = "; ".join(filter(None, (why, found.reason, solution.reasons.get(node))))
     else:
-        cut = any(view.produced(node))
+        cut = node in solution.labels.split or any(view.produced(node))
         strategy = source.strategy if cut else "replicated"
         along_batch = node in solution.along_batch and "its batch is sharded: nothing moves"
         gathered = "" if node in solution.local else solution.reasons.get(node, "")
@@ -172,11 +172,11 @@ def _written(partitioned: Partitioned, node: Node, relation: Relation) -> Attent
 def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
     if partitioned.solution.degrees.ranks == 1 or partitioned.nothing_to_shard:
         return ()
-    view = partitioned.view
+    view, labels = partitioned.view, partitioned.solution.labels
     found = []
     for node, relation in partitioned.inference.relations.items():
         flops = whole.get(node.name, 0)
-        if (flops == 0 and relation.seen) or node in partitioned.solution.labels.exchanged:
+        if (flops == 0 and relation.seen) or node in labels.exchanged or node in labels.split:
             continue
         if any(view.produced(node)) or view.reduced(node, relation):
             continue

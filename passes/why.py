@@ -16,7 +16,7 @@ from torch.fx import Node
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.alternatives import Forced, force, problem_of
 from seqpar.partitioner.candidates import origin
-from seqpar.partitioner.labels import LabelProblem
+from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.op import outputs_of
 from seqpar.passes.localise import one_line
 from seqpar.passes.stages import stage_of
@@ -216,7 +216,8 @@ class Reader:
             return
         if relation.attention is not None:
             meshed = origin(node) in self.solution.labels.exchanged
-            yield "attention over the mesh" if meshed else f"attention where its queries are: {self.solution.reasons.get(origin(node), 'nothing moves')}"
+            split = origin(node) in self.solution.labels.split
+            yield "attention over the mesh" if meshed else "attention divided along its keys" if split else f"attention where its queries are: {self.solution.reasons.get(origin(node), 'nothing moves')}"
         elif not relation.seen:
             yield f"no rule for {origin(node).target}: it takes whole values and makes whole values"
         elif relation.reason:

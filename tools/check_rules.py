@@ -27,8 +27,10 @@ from torch import Tensor, fx
 from seqpar.compat import pytree
 from seqpar.errors import SeqparError
 from seqpar.partitioner.cost import Prices
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import Inference, infer
-from seqpar.partitioner.labels import REDUCED, Degrees, LabelProblem, Labels
+from seqpar.partitioner.label_problem import LabelProblem
+from seqpar.partitioner.labels import REDUCED, Labels
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.op import outputs_of

@@ -28,6 +28,7 @@ LOCALISE = ("tests/passes/test_localise.py", "tests/passes/test_emit.py")
 EMIT = ("tests/passes/test_emit.py", "tests/partitioner/test_chains.py", "check_rules sum mean view cat")
 ATTEND = ("tests/passes/test_attend.py",)
 RING = ("tests/runtime/test_ring.py",)
+SPLIT = "tests/partitioner/test_split_keys.py"
 KERNEL = ("tests/runtime/test_attention.py", "tests/runtime/test_ring.py")
 LAYOUT = ("tests/runtime/test_layout.py", "tests/runtime/test_ulysses.py")
 ULYSSES = ("tests/runtime/test_ulysses.py",)
@@ -89,7 +90,7 @@ EMIT_MUTANTS = (
     Mutant("a sharded convolution still pads", "passes/localise.py", "padding[dim - (len(layout) - spatial)] = 0", "pass", ("check_rules conv1d",)),
     Mutant("a window begins at its place among the results", "passes/localise.py", "needed.stride * position + needed.first", "position + needed.first", ("check_rules conv1d conv2d",)),
     Mutant("a window begins behind the padding", "partitioner/rules/conv.py", 'Window(setting("stride", i), -padding,', 'Window(setting("stride", i), 0,', ("check_rules conv1d conv2d",)),
-    Mutant("a window of a dim of two sequences is taken for one", "partitioner/labels.py", "            return axis == ((atom,),)\n        if dim not in relation.halo", "            return True\n        if dim not in relation.halo", ("tests/test_mechanisms.py::test_a_shortened_sequence_that_is_cut_in_two_is_right",)),
+    Mutant("a window of a dim of two sequences is taken for one", "partitioner/label_problem.py", "            return axis == ((atom,),)\n        if dim not in relation.halo", "            return True\n        if dim not in relation.halo", ("tests/test_mechanisms.py::test_a_shortened_sequence_that_is_cut_in_two_is_right",)),
     Mutant("a part of length one is squeezed away", "partitioner/rules/view.py", '    op.rewrite = Rewrite("view")', "    pass", (*LOCALISE, "check_rules squeeze")),
     Mutant("the mesh is read the other way round", "passes/attend.py", "self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)", "self.ulysses_rank, self.ring_rank = divmod(emitter.view.rank, degrees.ring)", ATTEND),
     Mutant("a ring row is as long as one rank's part", "passes/attend.py", "[(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)]", "[(j, j + 1) for j in range(self.ring)]", ATTEND),
@@ -104,10 +105,10 @@ EMIT_MUTANTS = (
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
     Mutant("a switch goes to the parts it comes from", "passes/turn.py", "parts(source, have), index[target]", "parts(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
-    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/labels.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
-    Mutant("parts too short for a halo are cut", "partitioner/labels.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", ("check_rules conv1d",)),
-    Mutant("an atom in two places of a dim is cut", "partitioner/labels.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
-    Mutant("a part of a dim is reduced", "partitioner/labels.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", ("tests/partitioner/test_chains.py::test_every_choice_of_sequences_is_right",)),
+    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/label_problem.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
+    Mutant("parts too short for a halo are cut", "partitioner/label_problem.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", ("check_rules conv1d",)),
+    Mutant("an atom in two places of a dim is cut", "partitioner/label_problem.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
+    Mutant("a part of a dim is reduced", "partitioner/label_problem.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", ("tests/partitioner/test_chains.py::test_every_choice_of_sequences_is_right",)),
 )  # fmt: skip
 
 RUNTIME_MUTANTS = (
@@ -186,6 +187,10 @@ PRICE_MUTANTS = (
     Mutant("every rank adds the bias to its part of a sum", "passes/localise.py", "is None or emitter.view.rank == 0:", "is None or True:", ("tests/partitioner/test_token_mixing.py",)),
     Mutant("a sum over tokens has no bias", "passes/localise.py", "is None or emitter.view.rank == 0:", "is None:", ("tests/partitioner/test_token_mixing.py",)),
     Mutant("what a product is scaled by is left out with its addend", "partitioner/rules/matmul.py", 'data=(("beta", 0),)', 'data=(("beta", 0), ("alpha", 1))', ("tests/partitioner/test_token_mixing.py",)),
+    Mutant("keys that are whole beside split ones are attended by every rank", "runtime/ring.py", "if rank != size - 1:  # the last", "if False:  # the last", RING),
+    Mutant("results of split keys are merged in another order on every rank", "runtime/ring.py", "for r in range(1, size):\n        result = merge(*result, parts[2 * r]", "for r in sorted(range(1, size), key=lambda r: (r - rank) % size):\n        result = merge(*result, parts[2 * r]", (*RING, SPLIT)),
+    Mutant("keys are split however many the queries are", "partitioner/split_keys.py", "longest >= ranks and ranks * partial", "longest >= ranks and 0 * partial", (SPLIT,)),
+    Mutant("merging the results of split keys is free", "partitioner/split_keys.py", "return (ranks - 1) * partial_bytes(inference, relation)", "return 0", (SPLIT,)),
     Mutant("the program of the lowest price is the fastest", "passes/fastest.py", "if (seconds := seconds_of(trial)) < least:", "if False:", ("tests/passes/test_fastest.py",)),
     Mutant("of programs of close prices the last is taken", "passes/fastest.py", "if (seconds := seconds_of(trial)) < least:", "if seconds := seconds_of(trial):", ("tests/passes/test_fastest.py",)),
     Mutant("a block of a ring is attended when the next has arrived", "passes/timeline.py", "            self.work(seconds / (journeys + 1))\n            self.wait(arrived)", "            self.wait(arrived)\n            self.work(seconds / (journeys + 1))", TIMELINE),

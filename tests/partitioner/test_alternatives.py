@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from seqpar.partitioner.alternatives import alternatives, attention_seconds
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.solve import solve
 from seqpar.passes.pipeline import partition
 from seqpar.passes.timeline import timeline

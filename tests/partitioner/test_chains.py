@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import infer
-from seqpar.partitioner.labels import Degrees, LabelProblem
+from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.lengths import Sizes
 from seqpar.passes.trace import trace
 from seqpar.tools.check_rules import FREE, fault, run_ranks

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from seqpar.partitioner.declare import DeclareProblem, Mark, MeshRules
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import infer
-from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import boundary, is_marker, pin_of
 from seqpar.partitioner.solve import solve

@@ -5,8 +5,9 @@ import sympy
 from torch.fx import Graph
 
 from seqpar.partitioner.atoms import AtomTable
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import Inference
-from seqpar.partitioner.labels import Degrees, Labels
+from seqpar.partitioner.labels import Labels
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.solve import Solution

@@ -11,7 +11,7 @@ import seqpar
 from seqpar.errors import MeshError
 from seqpar.partitioner.alternatives import attention_bytes
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.real_rates import RealRates
 from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.trace import trace

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from seqpar.partitioner.attention_heads import divide_heads
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import infer
-from seqpar.partitioner.labels import Degrees
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.solve import solve
 from seqpar.passes.pipeline import Partitioned, partition

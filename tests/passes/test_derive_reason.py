@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from seqpar.partitioner.declare import MeshRules
-from seqpar.partitioner.labels import Degrees
+from seqpar.partitioner.division import Degrees
 from seqpar.passes import derive
 from seqpar.passes.boundary import Boundary, Mark, Marks
 from seqpar.passes.derive_reason import frames, marker_reason, reason

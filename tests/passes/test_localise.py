@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import infer
-from seqpar.partitioner.labels import Degrees, LabelProblem
+from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.relation import Rewrite

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.alternatives import force, problem_of
-from seqpar.partitioner.labels import LabelProblem
+from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.mincut import CutProblem
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.pipeline import partition

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.infer import infer
-from seqpar.partitioner.labels import REDUCED, Degrees
+from seqpar.partitioner.labels import REDUCED
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.solve import solve
