@@ -1,4 +1,4 @@
-"""What of a value may be sharded at all: one factor of one dim; and which values no rank divides."""
+"""What of a value may be sharded at all: one factor of one dim; and which values only keys are made of."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def origin(node: Node) -> Node:
 
 
 def key_side(inference: Inference, local: Set[Node]) -> set[Node]:
-    """Values that serve nothing but the keys and values of these attentions: a side input, computed whole on every rank."""
+    """Values that serve nothing but the keys and values of these attentions."""
     found: set[Node] = set()
     for node in reversed(inference.axes):
         if node.op == "call_function" and node.users and all(user in found or _reads_as_key(inference, user, node, local) for user in node.users):

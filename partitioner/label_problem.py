@@ -43,7 +43,7 @@ POOLING = 2  # all-reduces of a mean and of the squares around it
 class LabelProblem:
     """Builds and solves the cut for one choice of attention strategies.
 
-    exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are, with keys computed on every rank.
+    exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are; a gather that serves only their keys costs `Prices.keys`.
     prefer: node -> atoms to shard there rather than the heaviest (see `phases`). split: attentions that may be divided along their keys (`split_keys`).
     """
 
@@ -72,7 +72,7 @@ class LabelProblem:
         self.whole = self.problem.vertex(yes=INF)
         self.base = self.work = 0.0  # work that no label changes, and all work
         self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what attentions move if it says yes, no
-        self.divisible = inference.input_dependent - key_side(inference, local)
+        self.divisible, self.beside = inference.input_dependent, key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self._atoms: dict[tuple[Node, int], list[int]] = {}
@@ -315,7 +315,7 @@ class LabelProblem:
         gather = self.gathers.get(gather_key)
         if gather is None:
             gather = self.gathers[gather_key] = self.problem.vertex()
-            call = self.prices.call if packed is None else 0.0
+            call = 0.0 if packed is not None else self.prices.keys if operand in self.beside else self.prices.call
             self.problem.edge(vertex, gather, self._moved(operand, dim, atom) * self.prices.byte + call)
             if packed is not None:
                 self.problem.edge(vertex, packed, INF)

@@ -14,10 +14,11 @@ from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
 
 ACCUMULATED = 4  # bytes per number of a partial result, at least
+CLEARLY = 4  # times fewer bytes: results are exchanged at every attention and hide behind nothing, keys may be gathered once for several
 
 
 def can_split(inference: Inference, relation: Relation, ranks: int) -> bool:
-    """Its keys are one dim with a sequence of at least a position per rank, and partial results of all ranks are fewer bytes than its keys and values."""
+    """Its keys are one dim with a sequence of at least a position per rank, and partial results of all ranks are clearly fewer bytes than its keys and values."""
     spec, table = relation.attention, inference.table
     if not spec.plain or spec.dropout or spec.is_causal:  # causal: few queries see the first keys only
         return False
@@ -28,7 +29,7 @@ def can_split(inference: Inference, relation: Relation, ranks: int) -> bool:
         return False
     longest = max((table.sizes.hint(table.length(a)) for a in columns[0] if a in inference.sequences), default=0)
     held = sum(nbytes(outputs_of(relation.operands[i])[0], table.sizes) for i in (spec.k, spec.v))
-    return longest >= ranks and ranks * partial_bytes(inference, relation) < held
+    return longest >= ranks and CLEARLY * ranks * partial_bytes(inference, relation) < held
 
 
 def partial_bytes(inference: Inference, relation: Relation) -> int:

@@ -165,6 +165,8 @@ class Reader:
         yield f"{have}: producing it costs a rank {amount(forced.work_sharded)}FLOP sharded, {amount(forced.work_whole)}FLOP whole" + (
             f"; gathering it is priced {amount(forced.gather)}FLOP" if forced.gather else ""
         )
+        if origin(node) in self.problem.beside:
+            yield "it serves only the keys of attentions that attend where their queries are: a collective for those has to save more than others"
         if math.isinf(extra):
             yield f"it cannot be {other}: attention around a ring, or a reader that takes parts only, needs it {have}"
         else:
@@ -185,8 +187,6 @@ class Reader:
         atoms = problem.atoms(origin(node), dim)
         if node not in self.inference.input_dependent:
             return "it does not depend on the inputs, so every rank has it anyway; readers take their part for nothing"
-        if origin(node) not in problem.divisible:
-            return "it serves only the keys of attentions that attend locally"
         if not any(map(problem.long_enough, atoms)):
             return f"its sequence ({', '.join(str(table.length(a)) for a in atoms)}) is shorter than {ranks} ranks"
         relation = self.inference.relations.get(origin(node))

@@ -189,7 +189,7 @@ PRICE_MUTANTS = (
     Mutant("what a product is scaled by is left out with its addend", "partitioner/rules/matmul.py", 'data=(("beta", 0),)', 'data=(("beta", 0), ("alpha", 1))', ("tests/partitioner/test_token_mixing.py",)),
     Mutant("keys that are whole beside split ones are attended by every rank", "runtime/ring.py", "if rank != size - 1:  # the last", "if False:  # the last", RING),
     Mutant("results of split keys are merged in another order on every rank", "runtime/ring.py", "for r in range(1, size):\n        result = merge(*result, parts[2 * r]", "for r in sorted(range(1, size), key=lambda r: (r - rank) % size):\n        result = merge(*result, parts[2 * r]", (*RING, SPLIT)),
-    Mutant("keys are split however many the queries are", "partitioner/split_keys.py", "longest >= ranks and ranks * partial", "longest >= ranks and 0 * partial", (SPLIT,)),
+    Mutant("keys are split however many the queries are", "partitioner/split_keys.py", "longest >= ranks and CLEARLY * ranks", "longest >= ranks and 0 * ranks", (SPLIT,)),
     Mutant("merging the results of split keys is free", "partitioner/split_keys.py", "return (ranks - 1) * partial_bytes(inference, relation)", "return 0", (SPLIT,)),
     Mutant("the program of the lowest price is the fastest", "passes/fastest.py", "if (seconds := seconds_of(trial)) < least:", "if False:", ("tests/passes/test_fastest.py",)),
     Mutant("of programs of close prices the last is taken", "passes/fastest.py", "if (seconds := seconds_of(trial)) < least:", "if seconds := seconds_of(trial):", ("tests/passes/test_fastest.py",)),
