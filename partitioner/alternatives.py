@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from seqpar.partitioner.balance import EXCHANGES, in_zigzag
+from seqpar.partitioner.balance import EXCHANGES
 from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, node_work
-from seqpar.partitioner.division import Degrees, division
+from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
+from seqpar.partitioner.execution import execution_of, mesh_name
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.label_problem import LabelProblem
@@ -23,7 +24,6 @@ from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
 from seqpar.partitioner.split_keys import can_split
-from seqpar.partitioner.turns import turns_of
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ def problem_of(inference: Inference, solution: Solution) -> LabelProblem:
     problem = LabelProblem(inference, solution.degrees, solution.prices, set(labels.exchanged), solution.local, solution.prefer, labels.split)
     problem.build()
     return problem
-
-
-def mesh_name(degrees: Degrees) -> str:
-    """How plans call attention over this mesh."""
-    return "+".join(name for name, degree in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if degree > 1)
 
 
 def alternatives(inference: Inference, solution: Solution, members: Set[Node], machine: Machine) -> list[Alternative]:
@@ -127,14 +122,12 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
     if degrees is None:
         source = (sources or KeySources(LayoutView(inference, solution, 0))).of(node)
         return attend + _wire(source.received, bool(source.values), machine)
-    found = division(inference, degrees, solution.prices, node)
-    u, r = found.degrees.ulysses, found.degrees.ring
-    balanced = in_zigzag(inference, replace(solution, degrees=degrees), node)
+    run = execution_of(inference, replace(solution, degrees=degrees), node)
+    u, r = run.division.degrees.ulysses, run.division.degrees.ring
     exchanged, travels = _mesh_bytes(inference, solution, node, degrees)
-    exchange = _wire(exchanged, 2 * (u > 1) + EXCHANGES * balanced, machine)
+    exchange = _wire(exchanged, 2 * (u > 1) + EXCHANGES * run.zigzag, machine)
     around = _wire(travels, r - 1, machine)
-    saved = turns_of(inference, degrees, solution.prices, node).saved / machine.flops_per_s
-    return attend * found.uneven + exchange + max(0.0, around - attend * (r - 1) / r) - saved
+    return attend * run.division.uneven + exchange + max(0.0, around - attend * (r - 1) / r) - run.turns.saved / machine.flops_per_s
 
 
 def attention_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees | None) -> float:
@@ -146,12 +139,13 @@ def attention_bytes(inference: Inference, solution: Solution, node: Node, degree
 
 def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees) -> tuple[float, float]:
     """By all-to-all, around the ring; with operands and result laid out as the solution has them."""
-    counted = ExchangeBytes(inference, node, division(inference, degrees, solution.prices, node), riders_of(inference, degrees.ranks, degrees.ring))
+    run = execution_of(inference, replace(solution, degrees=degrees), node)
+    counted = ExchangeBytes(inference, node, run.division, riders_of(inference, degrees.ranks, degrees.ring))
     relation, view = inference.relations[node], LayoutView(inference, solution, 0)
     spec = relation.attention
     known = node in solution.labels.exchanged
     cut = [(i, (view.required(node, relation, i) if known else view.produced(relation.operands[i]))[-2]) for i in (spec.q, spec.k, spec.v)]
-    return counted.total(cut, view.produced(node)[-2], in_zigzag(inference, replace(solution, degrees=degrees), node))
+    return counted.total(cut, view.produced(node)[-2], run.zigzag)
 
 
 def _wire(received: float, count: int, machine: Machine) -> float:

@@ -25,14 +25,12 @@ from torch.fx import Node
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.atoms import Axis
 from seqpar.partitioner.attention_heads import HeadPlan
-from seqpar.partitioner.balance import in_zigzag
-from seqpar.partitioner.division import division
+from seqpar.partitioner.execution import execution_of
 from seqpar.partitioner.labels import KEYS, QUERY
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Length, product, total
 from seqpar.partitioner.op import shape_of
 from seqpar.partitioner.relation import Relation
-from seqpar.partitioner.turns import turns_of
 from seqpar.passes.attend_shares import emit_shares
 from seqpar.runtime.attention import causal_mask, select_heads
 from seqpar.runtime.head_shares import causal_rows
@@ -60,8 +58,8 @@ class Exchange:
     def __init__(self, emitter: Emitter, node: Node, relation: Relation) -> None:
         self.emitter, self.node, self.relation = emitter, node, relation
         self.spec = relation.attention
-        solution = emitter.view.solution
-        self.division = division(emitter.view.inference, solution.degrees, solution.prices, node)
+        self.execution = execution_of(emitter.view.inference, emitter.view.solution, node)
+        self.division = self.execution.division
         self.heads, degrees = self.division.heads, self.division.degrees
         self.ulysses, self.ring = degrees.ulysses, degrees.ring
         self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)
@@ -160,8 +158,7 @@ class Exchange:
             return emit_shares(self, (q, k, v), mask)
         if self.ulysses == 1:
             return self._attend(q, k, v, mask)
-        view = self.emitter.view
-        turns = turns_of(view.inference, view.solution.degrees, view.solution.prices, self.node).heads
+        turns = self.execution.turns.heads
         moved = [self._to_heads(q, k, v, heads) for heads in turns]  # next to one another: all are on their way before the first attends
         results = [self._from_heads(self._attend(*self._received(x, heads), self._mask_heads(mask, heads)), heads) for x, heads in zip(moved, turns, strict=True)]
         return results[0] if len(results) == 1 else self._joined(results)
@@ -205,7 +202,7 @@ class Exchange:
             args = (q, k, v, mask, 0.0, spec.is_causal)
             return self.emitter.call(aten.scaled_dot_product_attention.default, args, common)
         segments = {"query_segments": self.over_ring(self.rows, self.row_order), "key_segments": self.over_ring(self.columns, self.column_order)}
-        if in_zigzag(self.emitter.view.inference, self.emitter.view.solution, self.node):
+        if self.execution.zigzag:
             together = self.emitter.view.riders.is_one_stretch(tuple(a for a, _ in self.rows))
             if together and self.columns == self.rows and all(sharded for _, sharded in self.rows):  # one segment, then
                 segments = dict.fromkeys(segments, (self._stretch(),))

@@ -14,15 +14,14 @@ import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
-from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import Machine
-from seqpar.partitioner.division import Degrees, division
+from seqpar.partitioner.division import Degrees
+from seqpar.partitioner.execution import execution_of
 from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.solve import Solution, is_cross, solve
-from seqpar.partitioner.turns import turns_of
 from seqpar.passes.apart import operands_apart
 from seqpar.passes.boundary import detach
 from seqpar.passes.copies import drop_copies
@@ -117,9 +116,7 @@ class Partitioned:
         for node in self.traced.gm.graph.nodes:
             digest.update(f"{graph_line(node)} {node in self.solution.labels.exchanged} {node in self.solution.labels.split}".encode())
             if node in self.solution.labels.exchanged:
-                found = division(self.inference, degrees, self.solution.prices, node)
-                turns = len(turns_of(self.inference, degrees, self.solution.prices, node).heads)
-                digest.update(f"{in_zigzag(self.inference, self.solution, node)} {found.shared} {turns}".encode())
+                digest.update(execution_of(self.inference, self.solution, node).name.encode())
             if node in self.inference.axes:
                 digest.update(view.text(node, view.produced(node)).encode())
         return digest.hexdigest()

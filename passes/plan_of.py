@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from seqpar.partitioner.alternatives import mesh_name
-from seqpar.partitioner.balance import in_zigzag
 from seqpar.partitioner.cost import is_contraction, node_work
 from seqpar.partitioner.division import division
+from seqpar.partitioner.execution import execution_of
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes, part
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution
-from seqpar.partitioner.turns import turns_of
 from seqpar.passes.count import Counts, count
 from seqpar.passes.localise import one_line
 from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
@@ -138,18 +136,16 @@ def _differs(inference: Inference, solution: Solution, node: Node) -> bool:
 # -- attention and whole operators -----------------------------------------------------------------
 def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources: KeySources) -> AttentionPlan:
     inference, solution, view = partitioned.inference, partitioned.solution, sources.view
-    spec, degrees = relation.attention, solution.degrees
+    spec = relation.attention
     queries, keys = (view.axis_text(relation.operand_axes[i][-2], view.required(node, relation, i)[-2]) for i in (spec.q, spec.k))
     heads = inference.table.example_length(relation.operand_axes[spec.q][1])
     source = sources.of(node)
     moved = f"{source.what}, {amount(source.received)}B" if source.values else source.what
     if node in solution.labels.exchanged:
-        zigzag = " (zigzag)" if in_zigzag(inference, solution, node) else ""
-        found = division(inference, degrees, solution.prices, node)
-        turns = len(turns_of(inference, degrees, solution.prices, node).heads)
-        strategy = mesh_name(found.degrees) + zigzag + (" (shared heads)" if found.shared else "") + (f" (in {turns} turns)" if turns > 1 else "")
+        run = execution_of(inference, solution, node)
+        strategy = run.name
         why = "queries, keys and values exchanged over the mesh" if any(view.required(node, relation, spec.k)) else moved
-        why = "; ".join(filter(None, (why, found.reason, solution.reasons.get(node))))
+        why = "; ".join(filter(None, (why, run.division.reason, solution.reasons.get(node))))
     else:
         cut = node in solution.labels.split or any(view.produced(node))
         strategy = source.strategy if cut else "replicated"
