@@ -195,9 +195,8 @@ def _leave() -> None:
     Threads of gloo's that live as long as anything refers to a group may then let go of tensors, for which they need the interpreter, and abort the process
     (pytorch#179291). The launcher would take that for a failure of the rank, and end the others.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    # Tells executors to let their threads go, and waits for all threads; by themselves those of an executor wait for work forever.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,7 +17,7 @@ from seqpar.launching import LaunchError, Rank, launch, pick_device_type, this_r
 pytestmark = pytest.mark.launches
 
 RANK_FUNCTIONS = """
-import atexit, os, threading, time
+import atexit, concurrent.futures, os, threading, time
 import torch, torch.distributed as dist
 from seqpar.errors import MeshError
 from seqpar.launching import this_rank
@@ -49,6 +49,12 @@ def abort_at_the_end(folder):
     threading.Timer(1, (folder / f"thread_{rank}").touch).start()
     return rank
 
+def leave_an_executor(folder):
+    rank = dist.get_rank()
+    globals()["executor"] = concurrent.futures.ThreadPoolExecutor(2)  # as torch.compile does
+    globals()["executor"].submit(time.sleep, 1).add_done_callback(lambda _: (folder / f"done_{rank}").touch())
+    return rank
+
 if __name__ == "__main__":
     import json, os, seqpar
     results = seqpar.launch(total, 7, torch.tensor(10), device="cpu")
@@ -75,6 +81,11 @@ def test_one_rank_is_this_process():
 def test_a_rank_that_has_returned_may_not_fail_at_its_end(functions, tmp_path):
     assert seqpar.launch(functions.abort_at_the_end, 2, tmp_path, device="cpu") == [0, 1]
     assert {path.name for path in tmp_path.iterdir()} == {"exit_0", "exit_1", "thread_0", "thread_1"}  # what was begun is finished
+
+
+def test_threads_that_wait_for_work_do_not_keep_a_rank(functions, tmp_path):
+    assert seqpar.launch(functions.leave_an_executor, 2, tmp_path, device="cpu", timeout_s=60) == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 2  # what was begun is finished
 
 
 def test_local_ranks_return_their_results_in_order(functions):
