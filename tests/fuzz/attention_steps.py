@@ -158,6 +158,14 @@ class AttentionSteps(nn.Module):
         x = x + self.attend(i, self.norm(x), self.norm(x), causal=variant % 2 == 1)
         return x[:, 1:] + (x[:, :1] if variant > 2 else 0), text
 
+    def step_few(self, image, text, text_mask, extra, i, variant):
+        """A token or two read both streams."""
+        x, few = torch.cat([text, image], dim=1), text[:, : 1 + variant % 2]
+        keep = torch.cat([text_mask, torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)], dim=1)[:, None, None, :]
+        masks = None, keep, torch.zeros(1, self.program.heads, 1, 1, dtype=x.dtype).masked_fill(~keep, float("-inf"))
+        found = self.attend(i, self.norm(few), self.norm(x), masks[variant % 3])
+        return image, text + found.sum(dim=1, keepdim=True)
+
     def step_twice(self, image, text, text_mask, extra, i, variant):
         """Every token twice: one after the other, or all and all again."""
         x = self.norm(image)
