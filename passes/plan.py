@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class AttentionPlan:
     """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut), "gather K/V",
-    "gather input" (of the keys and values) or "replicated"; a balanced causal ring adds " (zigzag)", heads divided by rows " (shared heads)"."""
+    "gather input" (of the keys and values), "split K/V" (rows whole, keys cut) or "replicated"; a balanced causal ring adds " (zigzag)", heads divided
+    by rows " (shared heads)", heads exchanged by turns " (in 4 turns)"."""
 
     node: str
     strategy: str
