@@ -94,6 +94,18 @@ def same_positions(inference: Inference, relation: Relation) -> bool:
     return queries == keys
 
 
+def head_counts(inference: Inference, relation: Relation) -> tuple[int, int, int]:
+    """Heads of queries, keys and values of a plain attention, for the example."""
+    spec = relation.attention
+    heads, key_heads, value_heads = (inference.table.example_length(relation.operand_axes[i][1]) for i in (spec.q, spec.k, spec.v))
+    return heads, key_heads, value_heads
+
+
+def are_groups(heads: int, key_heads: int, value_heads: int) -> bool:
+    """Every K/V head serves as many query heads."""
+    return key_heads == value_heads and heads % key_heads == 0
+
+
 def mesh_bytes(inference: Inference, degrees: Degrees, node: Node, found: Division) -> float:
     """What the busiest rank receives for one attention whose sequences are all in parts. degrees: the mesh that was asked for."""
     relation = inference.relations[node]

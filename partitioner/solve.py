@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import Machine, Prices, is_contraction, nbytes, node_work, prices
-from seqpar.partitioner.division import Degrees, division, mesh_bytes
+from seqpar.partitioner.division import Degrees, are_groups, division, head_counts, mesh_bytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.labels import Labels
@@ -184,8 +184,8 @@ def cannot_exchange(node: Node, relation: Relation, inference: Inference, degree
     table = inference.table
     if not spec.plain:
         return "queries, keys and values do not all have four dims and one batch size"
-    heads, key_heads, value_heads = (table.example_length(relation.operand_axes[i][1]) for i in (spec.q, spec.k, spec.v))
-    if key_heads != value_heads or heads % key_heads:
+    heads, key_heads, value_heads = head_counts(inference, relation)
+    if not are_groups(heads, key_heads, value_heads):
         return f"its {heads} query, {key_heads} key and {value_heads} value heads are no groups"
     queries, keys = (table.expand_axis(relation.operand_axes[i][-2]) for i in (spec.q, spec.k))
     if not queries or not keys:

@@ -9,6 +9,7 @@ The split of keys is that of Flash-Decoding (Dao et al. 2023, https://pytorch.or
 from __future__ import annotations
 
 from seqpar.partitioner.cost import nbytes
+from seqpar.partitioner.division import are_groups, head_counts
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.op import outputs_of
 from seqpar.partitioner.relation import Relation
@@ -22,10 +23,8 @@ def can_split(inference: Inference, relation: Relation, ranks: int) -> bool:
     spec, table = relation.attention, inference.table
     if not spec.plain or spec.dropout or spec.is_causal:  # causal: few queries see the first keys only
         return False
-    axes = [relation.operand_axes[i] for i in (spec.q, spec.k, spec.v)]
-    heads, key_heads, value_heads = (table.example_length(axis[1]) for axis in axes)
-    columns = table.expand_axis(axes[1][-2])
-    if key_heads != value_heads or heads % key_heads or len(columns) != 1:
+    columns = table.expand_axis(relation.operand_axes[spec.k][-2])
+    if not are_groups(*head_counts(inference, relation)) or len(columns) != 1:
         return False
     longest = max((table.sizes.hint(table.length(a)) for a in columns[0] if a in inference.sequences), default=0)
     held = sum(nbytes(outputs_of(relation.operands[i])[0], table.sizes) for i in (spec.k, spec.v))

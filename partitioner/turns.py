@@ -17,7 +17,7 @@ from torch.fx import Node
 from seqpar.partitioner.attention_heads import HeadPlan, divide_heads
 from seqpar.partitioner.candidates import heaviest_factor
 from seqpar.partitioner.cost import OPERATIONS_PER_BYTE, Prices, nbytes, node_work
-from seqpar.partitioner.division import Degrees, Division, division
+from seqpar.partitioner.division import Degrees, Division, division, head_counts
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.lengths import part
@@ -67,8 +67,7 @@ def _find(inference: Inference, prices: Prices, node: Node, found: Division) -> 
     whole = Turns((found.heads,))
     if not prices.real or found.shared or found.degrees.ulysses == 1 or found.degrees.ring > 1:  # a ring hides its own transfers, on the same link
         return whole
-    spec, lengths = inference.relations[node].attention, inference.relations[node].operand_axes
-    heads, key_heads = (inference.table.example_length(lengths[i][1]) for i in (spec.q, spec.k))
+    heads, key_heads, _ = head_counts(inference, inference.relations[node])
     per_rank, rest = divmod(key_heads, found.degrees.ulysses)
     if rest:
         return whole

@@ -1,7 +1,7 @@
 """At real rates: of programs whose prices are close, the one that takes least time.
 
 The solver adds up what is computed and what travels. How much of that travels while the rank computes is known only once a program is written and
-its exchanges are put behind work (`schedule.py`); so the programs of one rank are written, and replayed (`timeline.py`).
+its exchanges are put behind work (`schedule.py`); so the programs of the ranks that may be busiest are written, and replayed (`timeline.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WHY = "more of it travels behind work than of what is cheapest"
 
 
 def fastest(programs: Callable[[Solution], Partitioned], solution: Solution) -> Partitioned:
-    """The programs of `solution`, or of one of those close to it. Every rank asks for the same rank's program, so all take the same one."""
+    """The programs of `solution`, or of one of those close to it. Every rank asks for the same programs, so all take the same one."""
     best = programs(replace(solution, close=()))
     least = CLEARLY * seconds_of(best)
     for other in solution.close:
@@ -34,5 +34,6 @@ def fastest(programs: Callable[[Solution], Partitioned], solution: Solution) -> 
 
 
 def seconds_of(partitioned: Partitioned) -> float:
-    """Predicted time of one call on the first rank, which holds the longest parts."""
-    return timeline(partitioned.program(0).graph.nodes, counts_of(partitioned, 0), partitioned.machine).total
+    """Predicted time of one call on the slower of the first rank, which holds the longest parts, and the last one, whose rows of a triangle see the most keys."""
+    counts = {id(found): (rank, found) for rank in (partitioned.solution.degrees.ranks - 1, 0) for found in (counts_of(partitioned, rank),)}
+    return max(timeline(partitioned.program(rank).graph.nodes, found, partitioned.machine).total for rank, found in counts.values())
