@@ -16,7 +16,7 @@ from seqpar.partitioner.candidates import origin
 from seqpar.partitioner.cost import Machine, node_work
 from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
-from seqpar.partitioner.execution import execution_of, mesh_name
+from seqpar.partitioner.execution import Execution, execution_of, mesh_name
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.label_problem import LabelProblem
@@ -124,7 +124,7 @@ def attention_seconds(inference: Inference, solution: Solution, node: Node, degr
         return attend + _wire(source.received, bool(source.values), machine)
     run = execution_of(inference, replace(solution, degrees=degrees), node)
     u, r = run.division.degrees.ulysses, run.division.degrees.ring
-    exchanged, travels = _mesh_bytes(inference, solution, node, degrees)
+    exchanged, travels = _mesh_bytes(inference, solution, node, degrees, run)
     exchange = _wire(exchanged, 2 * (u > 1) + EXCHANGES * run.zigzag, machine)
     around = _wire(travels, r - 1, machine)
     return attend * run.division.uneven + exchange + max(0.0, around - attend * (r - 1) / r) - run.turns.saved / machine.flops_per_s
@@ -134,12 +134,11 @@ def attention_bytes(inference: Inference, solution: Solution, node: Node, degree
     """Bytes that the busiest rank receives for one attention: over a mesh of all ranks, or (None) without one; the latter for parts of equal sizes."""
     if degrees is None:
         return KeySources(LayoutView(inference, solution, 0)).of(node).received
-    return sum(_mesh_bytes(inference, solution, node, degrees))
+    return sum(_mesh_bytes(inference, solution, node, degrees, execution_of(inference, replace(solution, degrees=degrees), node)))
 
 
-def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees) -> tuple[float, float]:
+def _mesh_bytes(inference: Inference, solution: Solution, node: Node, degrees: Degrees, run: Execution) -> tuple[float, float]:
     """By all-to-all, around the ring; with operands and result laid out as the solution has them."""
-    run = execution_of(inference, replace(solution, degrees=degrees), node)
     counted = ExchangeBytes(inference, node, run.division, riders_of(inference, degrees.ranks, degrees.ring))
     relation, view = inference.relations[node], LayoutView(inference, solution, 0)
     spec = relation.attention

@@ -233,10 +233,11 @@ def partition(
         kept = notes + honoured(traced, inference, solution) if pinned else ()
         return Partitioned(as_traced if degrees.ranks == 1 else traced, inference, solution, dict(seconds), options, machine or Machine(), kept, comm_dtype)
 
-    partitioned = programs(solution)
     if options.replay and solution.close:
         partitioned = fastest(programs, solution)
         partitioned._seconds["replay"] = time.perf_counter() - solved
+    else:
+        partitioned = programs(solution)
     dump.text("layouts", partitioned.layouts)
     partitioned.dump = dump
     return partitioned
