@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from seqpar.partitioner.infer import PRODUCTS, SOFTMAX
 from seqpar.partitioner.lengths import Length
 from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
+from seqpar.partitioner.written import PRODUCTS, SOFTMAX
 from seqpar.passes.build import Builder
 from seqpar.passes.einsum import MatrixProduct, einsum_product
 from seqpar.passes.share import copied, with_graph
@@ -27,6 +27,7 @@ from seqpar.passes.share import copied, with_graph
 aten = torch.ops.aten
 CASTS = (aten._to_copy.default, aten.clone.default, aten.type_as.default, aten.alias.default, aten.detach.default)
 BETWEEN = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.masked_fill.Scalar, aten.add.Tensor)
+WHERE = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
@@ -37,13 +38,14 @@ ABSORBS = -5e8  # filling scores with less than this is the same as adding it
 class Mask:
     """Something between the product and the softmax: node added ("add"), or `value` put where node is true ("fill") or false ("keep").
 
-    lead: the scores' batch dims there. scale: what multiplied the scores afterwards.
+    lead, dtype: of the scores there. scale: what multiplied the scores afterwards.
     """
 
     kind: str
     node: Node
     value: float
     lead: tuple[Length, ...]
+    dtype: torch.dtype
     scale: float = 1.0
 
 
@@ -174,7 +176,7 @@ def _scores(node: Node, gm: GraphModule) -> Written | None:
         elif kind != "cast":
             if kind != "add" and number * scale > ABSORBS:
                 return None  # an added mask can hide a score, not replace it by a number: a row of such numbers only is seen evenly
-            masks.append(Mask(kind, other, number, _lead(node), scale))
+            masks.append(Mask(kind, other, number, _lead(node), node.meta["val"].dtype, scale))
         node = inner
 
 
@@ -193,9 +195,17 @@ def _step(node: Node, args: dict[str, Any], gm: GraphModule) -> tuple[str, Node,
         return "add", inner, mask, 0.0
     if node.target is aten.masked_fill.Scalar:
         return "fill", args["self"], args["mask"], float(args["value"])
-    if node.target in (aten.where.self, aten.where.ScalarOther) and is_tensor(args["self"]):
-        value = _number(args["other"], gm)
-        return ("keep", args["self"], args["condition"], value) if value is not None else None
+    if node.target in WHERE:
+        return _choice(args, gm)
+    return None
+
+
+def _choice(args: dict[str, Any], gm: GraphModule) -> tuple[str, Node, Any, float] | None:
+    """A `where` between scores and a number, on either side."""
+    for kind, scores, number in (("keep", args["self"], args["other"]), ("fill", args["other"], args["self"])):
+        value = _number(number, gm)
+        if value is not None and is_tensor(scores):
+            return kind, scores, args["condition"], value
     return None
 
 
@@ -218,9 +228,8 @@ def _leads_to_product(node: Node) -> bool:
         if node.target in CASTS or node.target in BETWEEN or (node.target in VIEWS and _keeps_matrix(node)):
             node = node.args[0]  # type: ignore[assignment]
             continue
-        if node.target in (aten.where.self, aten.where.ScalarOther):
-            node = node.args[1]  # type: ignore[assignment]
-            continue
+        if node.target in WHERE:
+            return any(_leads_to_product(side) for side in node.args[1:] if isinstance(side, Node))
         return False
     return False
 
@@ -228,8 +237,15 @@ def _leads_to_product(node: Node) -> bool:
 def _baddbmm(node: Node, args: dict[str, Any], scale: float, masks: list[Mask]) -> Written | None:
     """beta * bias + alpha * (q @ k_t)"""
     if args["beta"] != 0:
-        masks = [*masks, Mask("add", args["self"], 0.0, _lead(node), scale * args["beta"])]
+        masks = [*masks, Mask("add", args["self"], 0.0, _lead(node), node.meta["val"].dtype, scale * args["beta"])]
     return Written(args["batch1"], args["batch2"], scale * args["alpha"], masks)
+
+
+def filled(mask: Mask, *dtypes: torch.dtype) -> float:
+    """What a fill makes of scores, in an added mask of these types: infinite if it was, else no more than they can hold."""
+    number, limit = mask.value * mask.scale, min(torch.finfo(dtype).max for dtype in dtypes)
+    overflows = abs(number) > torch.finfo(mask.dtype).max
+    return math.copysign(math.inf, number) if overflows else max(-limit, min(limit, number))
 
 
 class AttentionBuilder(Builder):
@@ -273,13 +289,15 @@ class AttentionBuilder(Builder):
             node = self.regroup(first.node, lead) if first.lead != lead else first.node
             return node if first.kind == "keep" else self.call(aten.logical_not.default, node)
         total: Node | None = None
-        for mask in found.masks:
+        for mask in reversed(found.masks):  # as they were applied: a fill replaces what was there
             node = self.regroup(mask.node, lead) if mask.lead != lead else mask.node
-            if mask.kind != "add":
+            if mask.kind == "add":
+                node = node if mask.scale == 1.0 else self.call(aten.mul.Scalar, node, mask.scale)
+                total = node if total is None else self.call(aten.add.Tensor, total, node)
+            else:
                 hidden = self.call(aten.logical_not.default, node) if mask.kind == "keep" else node
-                node = self.call(aten.masked_fill.Scalar, self.call(aten.zeros_like.default, node, dtype=q.meta["val"].dtype), hidden, mask.value)
-            node = node if mask.scale == 1.0 else self.call(aten.mul.Scalar, node, mask.scale)
-            total = node if total is None else self.call(aten.add.Tensor, total, node)
+                total = total if total is not None else self.call(aten.zeros_like.default, node, dtype=q.meta["val"].dtype)
+                total = self.call(aten.masked_fill.Scalar, total, hidden, filled(mask, total.meta["val"].dtype, q.meta["val"].dtype))
         assert total is not None
         if len(total.meta["val"].shape) == 3 and len(lead) == 2:  # kernels want two dims or four
             total = self.call(aten.unsqueeze.default, total, 0)

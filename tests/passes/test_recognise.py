@@ -76,6 +76,22 @@ def rows_that_see_nothing(q, k, v, mask):
     return (q @ k.mT).masked_fill(~visible, torch.finfo(q.dtype).min).softmax(-1) @ v
 
 
+def rows_hidden_twice(q, k, v, mask):
+    """A fill replaces what an earlier one left: with the lowest number twice, such a row sees every key evenly, not only those hidden once."""
+    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(-1)
+    lowest = torch.finfo(q.dtype).min
+    return (q @ k.mT).masked_fill(~mask[:, None, None, :], lowest).masked_fill(later, lowest).softmax(-1) @ v
+
+
+def fills_over_an_added_mask(q, k, v, mask):
+    """The number is on the left of `where`; a second one is multiplied until it is infinite."""
+    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(-1)
+    lowest = torch.finfo(q.dtype).min
+    bias = torch.linspace(0, 2, q.shape[2]).masked_fill(~mask, -1e9)[:, None, None, :]
+    scores = torch.where(later, lowest, q @ k.mT + bias)
+    return (2 * scores.masked_fill(later[:, :1], -1e9)).softmax(-1) @ v
+
+
 class Model(nn.Module):
     def __init__(self, attend) -> None:
         super().__init__()
@@ -93,15 +109,16 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
     return torch.randn(2, length, HEADS * DIM, generator=torch.Generator().manual_seed(0)), mask
 
 
-USES = [plain, added_mask_in_float32, filled, batched, einsums, einsums_with_an_ellipsis, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing]
+USES = [plain, added_mask_in_float32, filled, batched, einsums, einsums_with_an_ellipsis, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing, rows_hidden_twice, fills_over_an_added_mask]
 
 
 @pytest.mark.parametrize("attend", USES)
 def test_uses_the_mesh(attend) -> None:
     torch.manual_seed(0)
-    traced = trace(Model(attend).eval(), example(), {}, dynamic=False)
+    model = Model(attend).eval()
+    traced, expected = trace(model, example(), {}, dynamic=False), [model(*example())]
     for ulysses, ring in ((2, 1), (1, 3), (2, 2)):
-        report = verify_traced(traced, ulysses=ulysses, ring=ring)
+        report = verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected)
         assert report.ok, report
         strategies = [a.strategy for a in report.plan.attention]
         assert strategies == ["+".join(n for n, d in (("ulysses", ulysses), ("ring", ring)) if d > 1)]
