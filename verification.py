@@ -20,6 +20,7 @@ from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, partition
 from seqpar.passes.plan import Plan
 from seqpar.passes.trace import Traced
+from seqpar.passes.warm import buffers_kept, restored
 from seqpar.runtime.current import whole_tensors
 from seqpar.runtime.mesh import check_degrees
 from seqpar.runtime.simulate import SimulatedGroup, SimulatedWorld
@@ -86,7 +87,7 @@ def verify(
     machine = rates_of(hardware)
     args, kwargs = split_inputs(example_inputs)
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
-    with torch.no_grad(), whole_tensors():
+    with torch.no_grad(), whole_tensors(), restored(model), buffers_kept(model):
         expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, machine=machine, comm_dtype=comm_dtype)
 

@@ -24,24 +24,32 @@ def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     state = list(model.parameters()) + list(model.buffers())
     if any(tensor.device.type == "meta" for tensor in state):
         return None
-    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in state if tensor.device.type == "cuda"}
     failure: Exception | None = None
     # Inference mode would leave inference tensors in the tables.
     with torch.random.fork_rng(devices=sorted({device.index or 0 for device in devices})), torch.inference_mode(False), torch.no_grad():
         try:
-            with watch or nullcontext():
+            with buffers_kept(model), watch or nullcontext():
                 model(*args, **kwargs)
         except Exception as error:  # whatever it is, tracing will tell more about it
             failure = error.with_traceback(None)
-    with torch.inference_mode(False), torch.no_grad():
-        for buffer, before in saved:
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
     if isinstance(failure, torch.OutOfMemoryError):
         gc.collect()
         torch.cuda.empty_cache()
     return failure
+
+
+@contextmanager
+def buffers_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put back the content of every buffer on leaving."""
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False), torch.no_grad():
+            for buffer, before in saved:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @contextmanager
