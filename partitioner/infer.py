@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-import torch
 from torch.fx import Graph, Node
 
 import seqpar.partitioner.rules  # noqa: F401  (fills the registry)
@@ -23,13 +22,10 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import Op, outputs_of, shape_of
 from seqpar.partitioner.registry import registry
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.written import find_written
 
-aten = torch.ops.aten
 Found = TypeVar("Found")
 MAX_READINGS = 6
-MAX_STEPS = 8  # between a softmax and the product with the values
-SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
-PRODUCTS = (aten.matmul.default, aten.bmm.default)
 BESIDE = -1  # weight of a sequence that no attention knows: any that one knows goes before it
 WORTH = 1e-3  # share of all work that one contraction must have to make its positions a sequence
 
@@ -120,29 +116,11 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
 
 
 def _collect_written(result: Inference, cut: int) -> None:
-    """Attention that is no scaled dot product (capped scores, a sigmoid): its rows can be divided, with whole keys."""
-    weights = [n for n, r in result.relations.items() if n.target in SOFTMAX and n.args[1] in (-1, len(r.out_axes[0]) - 1)]
-    scores = [n for n in result.relations if n.target in PRODUCTS and all(x in result.input_dependent for x in n.all_input_nodes)]
-    for nodes in (weights, scores):
-        for node in nodes:
-            axes, product = result.relations[node].out_axes[0], _weighs(node)
-            if product is not None and len(axes) > 1 and axes[-2]:
-                result.written[node] = product
-                _add_sequence(result, axes[-2], cut, math.prod(map(result.table.example_length, axes)))
-        if result.written:
-            return
-
-
-def _weighs(weights: Node) -> Node | None:
-    """The nearest product whose left side these weights become part of, with nothing but values of as many rows between."""
-    rows, reached = shape_of(weights.meta["val"])[-2:-1], [weights]
-    for _ in range(MAX_STEPS):
-        users = [(node, user) for node in reached for user in node.users]
-        for node, user in users:
-            if user.target in PRODUCTS and user.args[0] is node:
-                return user
-        reached = [u for _, u in users if isinstance(u.meta.get("val"), torch.Tensor) and shape_of(u.meta["val"])[-2:-1] == rows]
-    return None
+    """Attention that is no scaled dot product (capped scores, a sigmoid, linear attention): its rows can be divided, with whole keys or a sum of states."""
+    for found in find_written(result):
+        if found.rows_of is not None:
+            result.written.update([found.rows_of])
+        _add_sequence(result, found.positions, cut, found.weight)
 
 
 def _collect_batches(result: Inference) -> None:

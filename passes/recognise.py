@@ -60,8 +60,12 @@ class Written:
 
 
 def recognise_attention(gm: GraphModule) -> GraphModule:
-    """A copy of `gm` with written-out attentions as `scaled_dot_product_attention`; `gm` itself if there are none."""
-    if not any(node.target in SOFTMAX for node in gm.graph.nodes):
+    """A copy of `gm` with written-out attentions as `scaled_dot_product_attention`; `gm` itself if there are none.
+
+    Where there may be attention of another form, einsums that are matrix products become such for `partitioner.written` to read.
+    """
+    targets = {node.target for node in gm.graph.nodes}
+    if targets.isdisjoint(SOFTMAX) and aten.scaled_dot_product_attention.default in targets:
         return gm
     graph = copied(gm.graph)
     products = [(node, product) for node in graph.nodes if (product := einsum_product(node)) is not None]
