@@ -22,6 +22,7 @@ from seqpar.partitioner.op import as_length, bind_arguments, is_tensor
 from seqpar.partitioner.written import PRODUCTS, SOFTMAX
 from seqpar.passes.build import Builder
 from seqpar.passes.einsum import MatrixProduct, einsum_product
+from seqpar.passes.grouped import merged, shares_heads
 from seqpar.passes.share import copied, with_graph
 
 aten = torch.ops.aten
@@ -82,9 +83,12 @@ def recognise_attention(gm: GraphModule) -> GraphModule:
 def expand_einsum(graph: Graph, node: Node, product: MatrixProduct) -> None:
     """Replace an einsum by permutes around a `matmul`."""
     left, right, out = product.orders
+    first, second = reversed(node.args[1]) if product.swapped else node.args[1]  # type: ignore[misc,arg-type]
     with graph.inserting_before(node):
         build = Builder(graph, node)
-        a, b = (build.permute(x, order) for x, order in zip(node.args[1], (left, right), strict=True))  # type: ignore[arg-type]
+        a, b = build.permute(first, left), build.permute(second, right)
+        for _ in product.spread:
+            b = build.call(aten.unsqueeze.default, b, len(product.batch))
         node.replace_all_uses_with(build.permute(build.call(aten.matmul.default, a, b), out))
     graph.erase_node(node)
 
@@ -263,8 +267,25 @@ class AttentionBuilder(Builder):
         if flat:  # batch and heads merged: all of it can be exchanged as heads
             q, k, v = (self.call(aten.unsqueeze.default, x, 0) for x in (q, k, v))
             mask = self.call(aten.unsqueeze.default, mask, 0) if mask is not None and len(mask.meta["val"].shape) == 3 else mask
-        out = self.call(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, scale=found.scale)
+        grouped = shares_heads(lead, _lead(k), _lead(v)) and (mask is None or merged(_lead(mask), lead) is not None)
+        if grouped:
+            k, v = (self.call(aten.squeeze.dim, x, 2) for x in (k, v))
+            q, mask = self.merge(q, lead), self.merge(mask, lead) if mask is not None else None
+        elif self.heads(k) != self.heads(v):
+            k, v = (self.call(aten.expand.default, x, [-1, self.heads(q), -1, -1]) if self.heads(x) == 1 else x for x in (k, v))
+        out = self.call(aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, False, scale=found.scale, enable_gqa=grouped)
         return self.call(aten.squeeze.dim, out, 0) if flat else out
+
+    @staticmethod
+    def heads(x: Node) -> Length:
+        """Of [batch, heads, rows, dim]; 0 for other shapes."""
+        lead = _lead(x)
+        return lead[1] if len(lead) == 2 else 0
+
+    def merge(self, x: Node, lead: tuple[Length, ...]) -> Node:
+        """Queries or a mask with groups and their heads in one dim."""
+        dims = merged(_lead(x), lead)
+        return self.reshape(x, [*dims, *x.meta["val"].shape[-2:]]) if dims else x
 
     def regroup(self, x: Node, lead: tuple[Length, ...]) -> Node:
         """Other batch dims, of which `_regroups` has said that they are possible."""

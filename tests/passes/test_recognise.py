@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seqpar.passes.einsum import as_matrix_product
+from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.trace import trace
 from seqpar.verification import verify_traced
 
@@ -92,6 +93,29 @@ def fills_over_an_added_mask(q, k, v, mask):
     return (2 * scores.masked_fill(later[:, :1], -1e9)).softmax(-1) @ v
 
 
+def one_head_of_keys(q, k, v, mask):
+    scores = torch.einsum("b h i d, b j d -> b h i j", q, k[:, 0]).masked_fill(~mask[:, None, None, :], -1e9)
+    return torch.einsum("b h i j, b j d -> b h i d", scores.softmax(-1), v[:, 0])
+
+
+def keys_first_and_one_head_of_values(q, k, v, mask):
+    scores = torch.einsum("bhjd,bhid->bhij", k, q)
+    return torch.einsum("bjd,bhij->bihd", v[:, 0], scores.softmax(-1)).transpose(1, 2)
+
+
+def groups_of_heads(q, k, v, mask):
+    """Every two heads share keys and values; rows of queries lie before the heads."""
+    q = q.unflatten(1, (2, 2)).permute(0, 3, 1, 2, 4)
+    scores = torch.einsum("bighd,bgjd->bghij", q, k[:, :2]) + torch.zeros(mask.shape).masked_fill(~mask, -1e9)[:, None, None, None, :]
+    return torch.einsum("bghij,bgjd->bighd", scores.softmax(-1), v[:, :2]).flatten(2, 3).transpose(1, 2)
+
+
+def groups_beside_a_bias_of_their_heads(q, k, v, mask):
+    bias = torch.linspace(0, 1, HEADS)[:, None, None] * torch.arange(q.shape[2])
+    scores = q.unflatten(1, (2, 2)) @ k[:, :2, None].mT + bias.unflatten(0, (2, 2))
+    return (scores.softmax(-1) @ v[:, :2, None]).flatten(1, 2)
+
+
 class Model(nn.Module):
     def __init__(self, attend) -> None:
         super().__init__()
@@ -110,6 +134,7 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
 
 
 USES = [plain, added_mask_in_float32, filled, batched, einsums, einsums_with_an_ellipsis, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing, rows_hidden_twice, fills_over_an_added_mask]
+USES += [one_head_of_keys, keys_first_and_one_head_of_values, groups_of_heads, groups_beside_a_bias_of_their_heads]
 
 
 @pytest.mark.parametrize("attend", USES)
@@ -186,7 +211,7 @@ def test_a_form_of_its_own_is_divided_by_rows(attend) -> None:
         assert [a.strategy for a in report.plan.attention] == ["local"] and report.plan.sharded_flop_fraction > 0.8
 
 
-@pytest.mark.parametrize("equation", ["bij,bjk->bik", "bqhd,bkhd->bhqk", "ij,kj->ik", "abij,abkj->baik"])
+@pytest.mark.parametrize("equation", ["bij,bjk->bik", "bqhd,bkhd->bhqk", "ij,kj->ik", "abij,abkj->baik", "bkhd,bqhd->bhqk"])
 def test_einsum_as_matmul(equation: str) -> None:
     product = as_matrix_product(equation)
     assert product is not None
@@ -194,12 +219,30 @@ def test_einsum_as_matmul(equation: str) -> None:
     sizes = {letter: n + 2 for n, letter in enumerate(sorted(set(equation) - set(",->")))}
     a, b = (torch.randn([sizes[x] for x in side], generator=generator) for side in (product.left, product.right))
     left, right, out = product.orders
-    torch.testing.assert_close((a.permute(left) @ b.permute(right)).permute(out), torch.einsum(equation, a, b))
+    torch.testing.assert_close((a.permute(left) @ b.permute(right)).permute(out), torch.einsum(equation, *((b, a) if product.swapped else (a, b))))
 
 
 @pytest.mark.parametrize("equation", ["bij,bjk", "...ij,jk->...ik", "i...,...j->i...j", "bii,bij->bj", "bi,bi->b", "bijk,bk->bij"])
 def test_other_einsums_are_no_matmul(equation: str) -> None:
     assert as_matrix_product(equation) is None
+
+
+@pytest.mark.parametrize(
+    ("equation", "weights", "rows"),
+    [("bhid,bjd->bhij", None, "i"), ("bighd,bjgd->bghij", None, "i"), ("bghij,bgjd->bighd", 0, "i"), ("bjd,bhij->bhid", 1, "i")],
+)
+def test_einsum_of_shared_heads(equation: str, weights: int | None, rows: str) -> None:
+    assert as_matrix_product(equation) is None
+    product = as_matrix_product(equation, weights=weights, spread=True)
+    assert product is not None and product.m == rows and product.spread == "h"
+
+
+def test_an_einsum_without_a_softmax_keeps_its_letters() -> None:
+    def projection(q, k, v, mask):
+        return torch.einsum("bhid,bde->bhie", q, k[:, 0].mT @ v[:, 0])
+
+    traced = trace(Model(projection).eval(), example(), {}, dynamic=False)
+    assert any(n.target is torch.ops.aten.einsum.default for n in recognise_attention(traced.gm).graph.nodes)
 
 
 def test_a_repeated_contracted_dim_is_no_matmul() -> None:
