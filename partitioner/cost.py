@@ -11,18 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from seqpar.partitioner.equation import einsum_flops
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import is_marker
 from seqpar.partitioner.op import outputs_of, shape_of
 
 aten = torch.ops.aten
+PRODUCTS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+SUMS = (aten.addmm.default, aten.baddbmm.default)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+ATTENTION = (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention)
+CONTRACTIONS = frozenset((*PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))
 OPERATIONS_PER_BYTE = 100  # that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
 
 
@@ -96,16 +102,20 @@ def attention_pairs(rows: int, columns: int, is_causal: bool) -> int:
     return square * (square + 1) // 2 + (rows - square) * columns
 
 
-def matmul_flops(target: object, shapes: list[tuple[int, ...]], out: tuple[int, ...], is_causal: bool = False) -> int:
+def contraction_flops(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> int:
     """Multiply-add counted as two. `shapes` are those of the tensor arguments in call order; 0 for anything but a contraction."""
-    if target in (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default):
+    if target in PRODUCTS:
         return 2 * math.prod(out) * shapes[0][-1]
-    if target in (aten.addmm.default, aten.baddbmm.default):
+    if target in SUMS:
         return 2 * math.prod(out) * shapes[1][-1]
-    if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+    if target in CONVOLUTIONS:
         return 2 * math.prod(out) * math.prod(shapes[1][1:])
-    if target in (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention):
-        return 2 * math.prod(out[:-2]) * attention_pairs(out[-2], shapes[1][-2], is_causal) * (shapes[0][-1] + out[-1])
+    if target in TRANSPOSED:
+        return 2 * math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    if target is aten.einsum.default:
+        return einsum_flops(str(args[0]), shapes)
+    if target in ATTENTION:
+        return 2 * math.prod(out[:-2]) * attention_pairs(out[-2], shapes[1][-2], is_causal(target, args, kwargs)) * (shapes[0][-1] + out[-1])
     return 0
 
 
@@ -116,10 +126,9 @@ def is_causal(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
 
 
-@lru_cache(maxsize=4096)
 def is_contraction(target: object) -> bool:
-    """`matmul_flops` counts the work of this operator."""
-    return matmul_flops(target, [(1, 1, 1, 1)] * 3, (1, 1, 1, 1)) > 0
+    """`contraction_flops` counts the work of this operator."""
+    return target in CONTRACTIONS
 
 
 def node_work(node: Node, sizes: Sizes) -> int:
@@ -133,4 +142,4 @@ def node_work(node: Node, sizes: Sizes) -> int:
     map_arg((node.args, node.kwargs), operands.append)
     shapes = [tuple(sizes.hint(s) for s in shape_of(n.meta["val"])) for n in operands if isinstance(n.meta.get("val"), torch.Tensor)]
     out = tuple(sizes.hint(s) for s in shape_of(outs[0]))
-    return (matmul_flops(node.target, shapes, out, is_causal(node.target, node.args, node.kwargs)) if shapes else 0) or sum(numel(v, sizes) for v in outs)
+    return (contraction_flops(node.target, node.args, node.kwargs, shapes, out) if shapes else 0) or sum(numel(v, sizes) for v in outs)

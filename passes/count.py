@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from seqpar.compat import HigherOrderOperator, TorchDispatchMode, pytree
-from seqpar.partitioner.cost import attention_pairs, is_causal, is_contraction, matmul_flops
+from seqpar.partitioner.cost import attention_pairs, contraction_flops, is_contraction
+from seqpar.partitioner.registry import registry
 from seqpar.passes.meta_results import MetaResults
 from seqpar.runtime.counting import CountingGroup, Traffic
 from seqpar.runtime.head_shares import causal_rows
@@ -82,11 +83,20 @@ class CountInterpreter(fx.Interpreter):
         elif target in SEVERAL_KERNELS or getattr(target, "__module__", "").startswith("seqpar.runtime."):
             return self.call_own(target, args, kwargs)
         else:
-            result = self.results(target, args, kwargs)
+            result = self.call_operator(target, args, kwargs)
         flops = call_flops(target, args, kwargs, result)
         if flops:
             self.counts.flops[self.current.name] = flops
         return result
+
+    def call_operator(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator, even if it reads values and so cannot run without (`istft`): without a rule it works on whole operands."""
+        try:
+            return self.results(target, args, kwargs)
+        except NotImplementedError:
+            if registry.find(target) is not None:
+                raise
+            return whole_result(self.current)
 
     def call_own(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One of seqpar's own functions; if it was called like this before, what it did then is noted again."""
@@ -145,7 +155,7 @@ def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
     if not isinstance(result, Tensor):
         return 0
     shapes = [tuple(a.shape) for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-    return matmul_flops(target, shapes, tuple(result.shape), is_causal(target, args, kwargs)) if shapes else 0
+    return contraction_flops(target, args, kwargs, shapes, tuple(result.shape)) if shapes else 0
 
 
 class KernelCounter(TorchDispatchMode):
@@ -162,7 +172,7 @@ class KernelCounter(TorchDispatchMode):
             pairs = attention_pairs(q.shape[2], k.shape[2], len(args) > 4 and args[4])
             self.flops += 2 * q.shape[0] * q.shape[1] * pairs * (q.shape[3] + v.shape[3])
         elif isinstance(result, Tensor):
-            self.flops += matmul_flops(func, [tuple(a.shape) for a in args if isinstance(a, Tensor)], tuple(result.shape))
+            self.flops += contraction_flops(func, args, kwargs or {}, [tuple(a.shape) for a in args if isinstance(a, Tensor)], tuple(result.shape))
         return result
 
 

@@ -39,6 +39,7 @@ from seqpar.passes.pack import pack_gathers
 from seqpar.passes.plan import Plan
 from seqpar.passes.plan_of import counts_of, plan_of
 from seqpar.passes.progress import Dump, collector_paused, run_passes, stage
+from seqpar.passes.rearranged import rearranged
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
@@ -47,8 +48,8 @@ from seqpar.passes.triangle import simplify_masks
 from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
-# What brings attention in other forms to attention nodes.
-NORMALISE = (flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+# What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
+NORMALISE = (rearranged, flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

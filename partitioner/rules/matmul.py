@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from seqpar.partitioner.equation import read_equation
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite
@@ -80,7 +81,7 @@ def outer(op: Op) -> None:
 def einsum(op: Op) -> None:
     """Read from the equation; nothing is said if a letter is repeated in one operand (a diagonal)."""
     operands = [op.index(node) for node in op.args["tensors"]]
-    terms, out = _read_equation(op.args["equation"], [op.rank(i) for i in operands])
+    terms, out = read_equation(op.args["equation"], [op.rank(i) for i in operands])
     if any(len(set(term)) != len(term) for term in terms):
         return
     contracted: dict[str, list[tuple[int, int]]] = {}
@@ -94,17 +95,3 @@ def einsum(op: Op) -> None:
         if all(op.tie(*places[0], *place) for place in places[1:]):
             for place in places:
                 op.reduce(*place)
-
-
-def _read_equation(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """Letters of every operand and of the result; the dims of an ellipsis are digits, counted from the right."""
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = []
-    for term, rank in zip(left.split(","), ranks, strict=True):
-        hidden = "".join(str(i) for i in reversed(range(rank - len(term) + 3)))
-        terms.append(term.replace("...", hidden))
-    everything = "".join(terms)
-    widest = "".join(sorted({c for c in everything if c.isdigit()}, reverse=True))
-    if not arrow:
-        out = "..." + "".join(sorted(c for c in set(everything) if everything.count(c) == 1 and not c.isdigit()))
-    return terms, out.replace("...", widest)

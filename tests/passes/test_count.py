@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import seqpar
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 from seqpar.passes.count import count
@@ -81,10 +82,31 @@ class Contractions(nn.Module):
         y = torch.bmm(y, y.transpose(1, 2)) + torch.baddbmm(y @ y.transpose(1, 2), y, y.transpose(1, 2))
         grid = self.conv(image)
         out = F.scaled_dot_product_attention(x, x[:, :4] * 2, x[:, :4, :3].clone())
-        return y, grid, self.grouped(grid[:, :4].contiguous()), self.conv1d(image[:, :, 0]), out
+        spread = F.conv_transpose2d(image, torch.ones(3, 2, 3, 3), stride=2)
+        mixed = torch.einsum("bsd,bte,bd->ste", x, y[..., :3], x[:, 0]), torch.einsum("...sd,...td->...st", x, x), torch.einsum("bsd,bs->bsd", x, x[..., 0])
+        same = F.conv2d(image, torch.ones(4, 3, 3, 3), padding="same")
+        return mixed, same, spread, y, grid, self.grouped(grid[:, :4].contiguous()), self.conv1d(image[:, :, 0]), out
 
 
 def test_flops_of_each_operator():
     traced = trace(Contractions(), (torch.randn(2, 7, 6), torch.randn(2, 3, 8, 8)), {}, dynamic=False)
     inputs = inputs_of(traced)
     assert count(traced.gm, inputs, ulysses=1, ring=1, rank=0).total_flops == torch_flops(lambda: traced.gm(*inputs))
+
+
+def test_an_operator_that_reads_values_is_counted_whole():
+    """`istft` looks at its window, which meta tensors do not have."""
+
+    class Sound(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(34, 3 * 34)
+
+        def forward(self, x_BSD):
+            q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x_BSD).chunk(3, -1))
+            spectrum = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            return torch.istft(torch.view_as_complex(spectrum.transpose(2, 3).contiguous()).transpose(1, 2), 32, 8, window=torch.hann_window(32))
+
+    report = seqpar.verify(Sound().eval(), (torch.randn(1, 41, 34),), ulysses=2)
+    assert report.ok, report
+    assert "istft" in report.plan.explain()
