@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from torch.fx import Graph, Node
 
 import seqpar.partitioner.rules  # noqa: F401  (fills the registry)
@@ -26,6 +27,7 @@ from seqpar.partitioner.written import find_written
 
 Found = TypeVar("Found")
 MAX_READINGS = 6
+WRITES = (torch.ops.aten.slice_scatter.default, torch.ops.aten.select_scatter.default)
 BESIDE = -1  # weight of a sequence that no attention knows: any that one knows goes before it
 WORTH = 1e-3  # share of all work that one contraction must have to make its positions a sequence
 
@@ -34,6 +36,7 @@ WORTH = 1e-3  # share of all work that one contraction must have to make its pos
 class Inference:
     """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it; `BESIDE` where none does).
 
+    input_dependent: values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free.
     written: if the graph has no attention node, softmaxes that weigh the rows of a product, or scores that do so without one: attention in a form of its own.
     """
 
@@ -44,6 +47,7 @@ class Inference:
     conflicts: list[tuple[Axis, Node, int]] = field(default_factory=list)
     merges: list[tuple[Node, int, Axis]] = field(default_factory=list)
     fused: bool = False
+    input_dependent: frozenset[Node] = frozenset()
     written: dict[Node, Node] = field(default_factory=dict)
     answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # of `answer`
 
@@ -61,14 +65,14 @@ class Inference:
         """The relations of attention nodes, in order."""
         return tuple(relation for relation in self.relations.values() if relation.attention is not None)
 
-    @cached_property
-    def input_dependent(self) -> frozenset[Node]:
-        """Values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free."""
-        found: set[Node] = set()
-        for node in self.axes:
-            if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
-                found.add(node)
-        return frozenset(found)
+
+def changing(graph: Graph) -> frozenset[Node]:
+    """Values that change with the inputs."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if outputs_of(node) and (node.op == "placeholder" or any(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return frozenset(found)
 
 
 def infer(
@@ -96,7 +100,7 @@ def infer(
 
 def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool) -> Inference:
     sizes.forget_conditions()
-    result = Inference(AtomTable(sizes))
+    result = Inference(AtomTable(sizes), input_dependent=changing(graph))
     for node in graph.nodes:
         outs = outputs_of(node)
         if node.op in ("placeholder", "get_attr") and outs:
@@ -141,7 +145,9 @@ def _read_getitem(node: Node, result: Inference) -> None:
 def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple[int, int]]) -> None:
     op = Op(node, result.table, result.axes, fused)
     apply_rule = registry.find(node.target)
-    if apply_rule is None:
+    if node.target in WRITES and node not in result.input_dependent:
+        op.reason = "a table that is written piece by piece"  # a loop that fills a mask must not cut the sequence at every row
+    elif apply_rule is None:
         op.seen = False
         op.reason = "no rule for this operator"
     else:

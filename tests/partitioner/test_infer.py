@@ -160,3 +160,17 @@ def test_inference_is_deterministic():
 
     texts = [{n.name: [lengths(i, n, d) for d in range(3)] for n in outs} for i, _, outs in (read(fn, (2, 5, 8), (2, 12, 8)) for _ in range(2))]
     assert texts[0] == texts[1]
+
+
+def test_a_mask_filled_row_by_row_does_not_cut_the_sequence():
+    """A loop over rows that writes into a table: solving took cubic time, with one atom per row."""
+
+    def fn(x):
+        length = x.shape[1]
+        mask = torch.full((length, length), float("-inf"))
+        for i in range(length):
+            mask[i, max(0, i - 3) : i + 1] = 0.0
+        return F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], mask)
+
+    inference, (x,), _ = read(fn, (1, 40, 8))
+    assert lengths(inference, x, 1) == [[40]] and len(inference.sequences) == 1

@@ -33,8 +33,8 @@ class Shuffled(nn.Module):
 def test_a_shuffle_keeps_rows_divided(kind: str, dynamic: bool) -> None:
     channels = WIDTH // 4 if kind == "unshuffle" else WIDTH
     report = seqpar.verify(Shuffled(kind), (torch.randn(2, channels, ROWS, COLUMNS),), ulysses=2, ring=2, dynamic=dynamic)
-    assert report.ok and report.plan.sharded_flop_fraction > 0.99, report
-    assert not any("shuffle" in op.target for op in report.plan.replicated)
+    assert report.ok and report.plan.sharded_flop_fraction > 0.95, report
+    assert "aten.pixel" not in report.plan.explain() and "aten.channel" not in report.plan.explain()
 
 
 @pytest.mark.parametrize(
