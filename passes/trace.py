@@ -29,6 +29,7 @@ from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
+from seqpar.passes.padded_encoder import padding_zeroed
 from seqpar.passes.progress import collector_paused, staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
 from seqpar.passes.region import base_name
@@ -224,6 +225,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
         stack.enter_context(collector_paused())  # fake tensors hold no memory
         stack.enter_context(helpers_seen())
         stack.enter_context(restored(model))
+        stack.enter_context(padding_zeroed(model))
         if recording.reads:
             stack.enter_context(tolist_seen_by_modes())
         try:
