@@ -103,7 +103,7 @@ def rewrite(graph: Graph, softmax: Node, gm: GraphModule) -> bool:
     if product is None or found is None:
         return False
     values = product.args[1]
-    lead = _lead(softmax)
+    lead = _widest([_lead(softmax), *(m.lead for m in found.masks)])
     if not isinstance(values, Node) or not all(_regroups(n, lead) for n in (found.q, found.k_t, values)):
         return False
     if not all(m.lead == lead or _regroups(m.node, lead, m.lead) for m in found.masks):
@@ -123,6 +123,12 @@ def _lengths(node: Node) -> tuple[Length, ...]:
 
 def _lead(node: Node) -> tuple[Length, ...]:
     return _lengths(node)[:-2]
+
+
+def _widest(leads: list[tuple[Length, ...]]) -> tuple[Length, ...]:
+    """Of the batch dims that scores have on their way, where they all are numbers, those in which batch and heads are apart: a mask may have but one of them."""
+    known = [lead for lead in leads if all(isinstance(n, int) for n in lead)]
+    return max(leads, key=len) if known == leads else leads[0]
 
 
 def _regroups(node: Node, lead: tuple[Length, ...], level: tuple[Length, ...] | None = None) -> bool:

@@ -93,6 +93,15 @@ def fills_over_an_added_mask(q, k, v, mask):
     return (2 * scores.masked_fill(later[:, :1], -1e9)).softmax(-1) @ v
 
 
+def padding_seen_by_merged_heads(q, k, v, mask):
+    """Scores of [batch * heads] are viewed as [batch, heads] for the mask alone, as in ESM."""
+    batch, length = q.shape[0], q.shape[2]
+    q, k, v = (x.reshape(batch * HEADS, length, DIM) for x in (q, k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, HEADS, length, length)
+    scores = scores.masked_fill(~mask[:, None, None, :], float("-inf")).view(batch * HEADS, length, length)
+    return torch.bmm(scores.softmax(-1), v).view(batch, HEADS, length, DIM)
+
+
 def one_head_of_keys(q, k, v, mask):
     scores = torch.einsum("b h i d, b j d -> b h i j", q, k[:, 0]).masked_fill(~mask[:, None, None, :], -1e9)
     return torch.einsum("b h i j, b j d -> b h i d", scores.softmax(-1), v[:, 0])
@@ -134,7 +143,7 @@ def example(length: int = 13) -> tuple[Tensor, Tensor]:
 
 
 USES = [plain, added_mask_in_float32, filled, batched, einsums, einsums_with_an_ellipsis, distances_added_to_merged_heads, kept_where_visible, added_before_scaling, rows_that_see_nothing, rows_hidden_twice, fills_over_an_added_mask]
-USES += [one_head_of_keys, keys_first_and_one_head_of_values, groups_of_heads, groups_beside_a_bias_of_their_heads]
+USES += [padding_seen_by_merged_heads, one_head_of_keys, keys_first_and_one_head_of_values, groups_of_heads, groups_beside_a_bias_of_their_heads]
 
 
 @pytest.mark.parametrize("attend", USES)
