@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Report:
         first_divergence: the first node whose value differs from the model's, with its source line; None if `ok`.
         plan: what was run.
         tolerance: the relative error that was allowed (the largest of all outputs).
+        rounding: what the model's own result is off by from the one it computes in float64; None if `ok`, or if it cannot compute in float64. A program that
+            differs no more than that may be right: compare `model.double()` with inputs in float64.
     """
 
     ok: bool
@@ -49,11 +51,15 @@ class Report:
     first_divergence: str | None
     plan: Plan
     tolerance: float = 0.0
+    rounding: float | None = None
 
     def __str__(self) -> str:
         rounded = f", exchanged as {self.plan.comm_dtype}" if self.plan.comm_dtype else ""
         state = "ok" if self.ok else f"DIFFERS, first at {self.first_divergence}"
-        return f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks (tolerance {self.tolerance:.0e}{rounded})"
+        text = f"{state}: relative error {self.max_rel_err:.2e}, absolute {self.max_abs_err:.2e} on {self.plan.world_size} ranks (tolerance {self.tolerance:.0e}{rounded})"
+        if self.rounding is None or self.rounding < self.tolerance:
+            return text
+        return f"{text}; the model itself rounds by {self.rounding:.1e}: compare model.double() with inputs in float64"
 
 
 def verify(
@@ -89,7 +95,22 @@ def verify(
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
     with torch.no_grad(), whole_tensors(), restored(model), buffers_kept(model):
         expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    return verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, machine=machine, comm_dtype=comm_dtype)
+    report = verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, machine=machine, comm_dtype=comm_dtype)
+    return report if report.ok else replace(report, rounding=rounding_of(model, args, kwargs, expected))
+
+
+def rounding_of(model: torch.nn.Module, args: Any, kwargs: Any, expected: Sequence[Any]) -> float | None:
+    """Largest relative error of the model's outputs against those of a copy in float64; None where that fails, or makes no output more exact."""
+    def wide(x: Any) -> Any:
+        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    try:
+        with torch.no_grad(), whole_tensors():
+            exact = pytree.tree_leaves(copy.deepcopy(model).double()(*pytree.tree_map(wide, args), **pytree.tree_map(wide, kwargs)))
+        errors = [difference(a, b)[1] for a, b in zip(expected, exact, strict=True) if isinstance(b, Tensor) and b.dtype == torch.float64]
+    except Exception:  # a model that names a dtype
+        return None
+    return max(errors, default=None)
 
 
 def verify_traced(

@@ -83,6 +83,26 @@ def test_a_model_that_counts_its_calls_is_compared_from_one_state(assigned):
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize(("width", "rounds"), [(1e6, True), (0.0, False)])
+def test_a_difference_is_told_from_rounding(model, inputs, monkeypatch, width, rounds):
+    """Large numbers that cancel: no float32 result of it is exact. Here the program is wrong besides, or nothing but wrong."""
+    monkeypatch.setitem(rules._rules, aten.cumsum.default, rules.find(aten.sigmoid.default))
+
+    class Cancelling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, image, text):
+            out = self.inner(image, text)
+            return {name: (value + width) - width for name, value in out.items()}
+
+    report = seqpar.verify(Cancelling().eval(), inputs, ulysses=2)
+    assert not report.ok and report.rounding is not None and (report.rounding > 1e-4) == rounds
+    assert ("compare model.double()" in str(report)) == rounds
+    assert seqpar.verify(nn.Sequential(nn.Flatten(0, 0)), (torch.randn(3, 4),)).rounding is None
+
+
 @pytest.mark.parametrize(("ulysses", "ring"), [(2, 1), (2, 2)])
 def test_a_wrong_rule_is_found_where_it_is_used(model, inputs, monkeypatch, ulysses, ring):
     monkeypatch.setitem(rules._rules, aten.cumsum.default, rules.find(aten.sigmoid.default))
