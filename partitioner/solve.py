@@ -74,7 +74,8 @@ def solve(
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
     best = _splitting(inference, degrees, price, best, attentions if split_keys else {}, local)
     reasons = {n: why for n, why in reasons.items() if n not in best.split}
-    alone = {n for n in exchanged - crossing.keys() - best.split if price.real or _rows_are_even(n, attentions[n], inference, degrees)}
+    single = exchanged - crossing.keys() - best.split
+    alone = {n for n in single if price.real or _rows_are_even(n, attentions[n], inference, degrees) or _takes_scores(attentions[n], inference)}
     tried = _gathering(inference, degrees, price, best, alone, local)
 
     def solution(labels: Labels) -> Solution:
@@ -140,6 +141,13 @@ def _rows_are_even(node: Node, relation: Relation, inference: Inference, degrees
     """Its heads are not evenly divided, and its rows would be: keeping the rows and gathering keys is an alternative whatever the rates."""
     heads = inference.table.example_length(relation.operand_axes[relation.attention.q][1])
     return heads % degrees.ulysses > 0 and not relation.attention.is_causal
+
+
+def _takes_scores(relation: Relation, inference: Inference) -> bool:
+    """Its mask is made of activations, by head (scores of the layer before): exchanging heads moves that, too."""
+    index = relation.attention.mask
+    mask = None if index is None else relation.operands[index]
+    return mask in inference.input_dependent and len(shape := shape_of(mask.meta["val"])) > 2 and all(n != 1 for n in shape[-3:])
 
 
 def calls(degrees: Degrees) -> int:

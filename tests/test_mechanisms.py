@@ -215,10 +215,26 @@ class RepeatedKeys(Mechanism):
         return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+class ScoresOfTheLayerBefore(Mechanism):
+    """Scores are added to those of the next attention (RealFormer): exchanging its heads would move them, keeping its rows does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+
+    def step(self, x):
+        scores = 0.0
+        for layer in (self.first, self.second):
+            q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in layer(x).chunk(3, -1))
+            scores = scores + q @ k.mT / 3
+            x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return x
+
+
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
 HALOS = (Picture, TemporalConvolution)
-GATHERED = {PairBias: 1}  # one number per token and head, of which every rank makes the pairs
+GATHERED = {PairBias: 1, ScoresOfTheLayerBefore: 2}  # one number per token and head, of which every rank makes the pairs; keys and values, twice
 FREE_CALLS = Machine(call_share=0.0)  # these models are so small that computing twice would often be worth a call
 
 
