@@ -31,12 +31,12 @@ from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.padded_encoder import padding_zeroed
 from seqpar.passes.progress import collector_paused, staged
-from seqpar.passes.read_guard import ActivationRead, ReadGuard, build_guard
+from seqpar.passes.read_guard import ActivationRead, ReadGuard, Unguarded, build_guard
 from seqpar.passes.region import base_name
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
 from seqpar.passes.state import StateWrite
-from seqpar.passes.trace_error import trace_error
+from seqpar.passes.trace_error import ContentNeeded, trace_error
 from seqpar.passes.warm import restored
 from seqpar.runtime.opaque import OpaqueCall
 
@@ -128,6 +128,8 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
             traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
         except ActivationRead as refused:
             traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
+        except ContentNeeded as error:
+            traced = trace_around(model, call, dynamic, error)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)
 
 
@@ -176,7 +178,25 @@ def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refus
             return trace_sizes(model, call, False, recording, failure)
         except ActivationRead as again:
             choice.add(again)
+        except ContentNeeded as again:
+            choice.add(as_read(again))
     raise refused
+
+
+def trace_around(model: torch.nn.Module, call: Call, dynamic: bool | None, error: ContentNeeded) -> Traced:
+    """Trace with the modules as leaves in which the tracer needs the content of a tensor."""
+    try:
+        return trace_opaque(model, call, dynamic, as_read(error))
+    except ActivationRead as refused:
+        raise (refused if any(error.modules) else error) from error  # why no module can be a leaf, if there is one
+    except TraceError:
+        raise error from None
+
+
+def as_read(error: ContentNeeded) -> ActivationRead:
+    """What the tracer could not do, as a read by the modules in which it happened: they may run as they are."""
+    record = Record(torch.empty(0), "", None, error.operator, error.where, modules=error.modules)
+    return ActivationRead(str(error), [Unguarded(record, "the tracer needs the content of a tensor")])
 
 
 def trace_sizes(model: torch.nn.Module, call: Call, dynamic: bool | None, recording: Recording, warm_failure: Exception | None) -> Traced:
@@ -294,7 +314,7 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
         if not inside and not isinstance(literal, LITERALS):
             raise TraceError(
                 f"the model returns a {type(literal).__name__}, a type that is no tensor, number, string, None or known container of them: "
-                "return those (return_dict=False), or register the type with torch.export.register_dataclass"
+                "return those (return_dict=False, use_cache=False), or register the type with torch.export.register_dataclass"
             )
         value = next(user) if inside else literal
         outputs.append(new(value) if isinstance(value, fx.Node) else value)
@@ -372,8 +392,9 @@ def check_sizes_known(traced: Traced) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and any(unbacked_symbols(size) for size in value.shape):
             frames = [line.strip() for line in node.meta.get("stack_trace", "").strip().splitlines()]
+            empty = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in traced.call.leaves)
             raise TraceError(
                 f"the size of a tensor depends on data that changes with every call, so it cannot be divided over ranks\n"
                 f"  operator: {node.target}\n  where:    {' '.join(frames[-2:]) or 'unknown'}\n"
-                "  try:      a mask instead of a selection, so that sizes stay the same"
+                "  try:      a mask instead of a selection, so that sizes stay the same" + (", or real tensors: on the meta device none has a content to read" if empty else "")
             )

@@ -6,7 +6,8 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import FrameType
 
 import torch
 
@@ -17,6 +18,8 @@ HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 DATA_DEPENDENT = re.compile(r"data[- ]dependent|DataDependent|Could not guard|unbacked|local_scalar_dense|fake tensor", re.I)
 
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)')
+
 READ_ADVICE = (
     "The model reads a value out of a tensor (`if tensor:`, `.item()`, `.tolist()`, indexing by a boolean mask), so its program depends on data: "
     "pass that value as a Python argument (a flag, a list of lengths), or drop the input it comes from (a mask that hides nothing can be None)."
@@ -25,6 +28,14 @@ GENERAL_ADVICE = (
     "Try dynamic=False; run the model eagerly with the same inputs; give every optional input explicitly; "
     "torch.export.export(model, args, kwargs, strict=False) shows the whole error."
 )
+
+
+class ContentNeeded(TraceError):
+    """The tracer needs the content of a tensor. operator, where: at which call; modules: those that were running, innermost first."""
+
+    def __init__(self, message: str, operator: str, where: str, modules: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.operator, self.where, self.modules = operator, where, modules
 
 
 def trace_error(error: BaseException, model: torch.nn.Module) -> TraceError:
@@ -38,6 +49,9 @@ def trace_error(error: BaseException, model: torch.nn.Module) -> TraceError:
         f"  where:    {where or 'unknown'}",
         f"  try:      {READ_ADVICE if data_dependent else GENERAL_ADVICE}",
     ]
+    if data_dependent:
+        names = {id(module): name for name, module in model.named_modules()}
+        return ContentNeeded("\n".join(lines), operator_name(error), where or "unknown", running_modules(error, names))
     return TraceError("\n".join(lines))
 
 
@@ -48,6 +62,11 @@ def user_line(error: BaseException) -> str | None:
             path = os.path.abspath(frame.filename)
             if not path.startswith((TORCH, HERE, STDLIB + "contextlib", STDLIB + "functools")) and os.path.exists(path):
                 return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    # What a later pass of the tracer says names the line that made the node.
+    for exception in chain(error):
+        for path, number, name, source in reversed(FRAME.findall(str(exception))):
+            if not os.path.abspath(path).startswith((TORCH, HERE)) and os.path.exists(path):
+                return f"{path}:{number} in {name}: {source.strip()}"
     return None
 
 
@@ -64,15 +83,31 @@ def calling_line() -> str:
 
 def calling_modules(names: Mapping[int, str]) -> tuple[str, ...]:
     """The modules whose `forward` is running, innermost first; `names`: id of a module -> its qualified name."""
-    found: list[str] = []
-    frame = sys._getframe(1)
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return _modules_of(frames, names)
+
+
+def running_modules(error: BaseException, names: Mapping[int, str]) -> tuple[str, ...]:
+    """The same for where `error` was raised."""
+    for exception in chain(error):  # the first that tells: an earlier trace may have failed elsewhere
+        found = _modules_of([frame for frame, _ in reversed(list(traceback.walk_tb(exception.__traceback__)))], names)
+        if found:
+            return found
+    return ()
+
+
+def _modules_of(frames: Sequence[FrameType], names: Mapping[int, str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for frame in frames:
         code = frame.f_code
         if code.co_name == "forward" and code.co_argcount:
             name = names.get(id(frame.f_locals.get(code.co_varnames[0])))
             if name is not None and name not in found:
                 found.append(name)
-        frame = frame.f_back  # type: ignore[assignment]
     return tuple(found)
 
 

@@ -179,3 +179,20 @@ def test_meta_tensors():
     config = family.tiny_config(2, 1)
     traced = trace(family.build(config, device="meta"), (), family.grid_inputs(config, rows=4, columns=4, text_len=5, device="meta"))
     assert all(node.meta["val"].device.type == "meta" for node in traced.gm.graph.nodes if node.op == "placeholder")
+
+
+def test_an_error_of_a_later_pass_names_the_line_of_the_operator():
+    """The line is told in the message only: no frame of the model is left."""
+
+    class WritesToAView(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x, hidden):
+            q, k, v = (t.view(2, 5, 2, 4).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            v.masked_fill_(hidden[:, None, :, None], 0.0)
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    with torch.no_grad(), pytest.raises(TraceError, match=r"where: .*test_trace.py:\d+ in forward: v.masked_fill_"):
+        trace(WritesToAView(), (torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)), {}, dynamic=False)
