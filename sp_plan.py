@@ -9,6 +9,7 @@
 
 Keys are submodule paths: `""` is the model, `"blocks.0"` one of a ModuleList, `"blocks.*"` all of them, `"outputs.main"` an entry of a ModuleDict. Inside,
 a string is a parameter of that module's `forward`, an integer an output (`split_output=True`). A list or tuple declares the tensors of a parameter that is a list.
+`ByToken()` in place of these says that a module treats every token alone.
 
 `seqpar.sp_compile(..., sp_plan=...)` takes such a plan, one of diffusers (`_cp_plan`, whose entries have the same fields), or `"model"`.
 """
@@ -30,6 +31,7 @@ from seqpar.sp_sharding import sp_gather, sp_shard, use_mesh
 
 __all__ = [
     "AnySequenceParallelInput",
+    "ByToken",
     "SequenceParallelConfig",
     "SequenceParallelInput",
     "SequenceParallelInputType",
@@ -171,10 +173,21 @@ class SequenceParallelOutput:
     expected_dims: int | None = None
 
 
+@dataclass(frozen=True)
+class ByToken:
+    """A module that routes by activations (a mixture of experts) treats every token alone: it may run on the tokens of a rank.
+
+    Nothing in a plan but this leaves everything else inferred. Modules that can be traced do not need it. That the result for half of the tokens is half of the
+    result is checked with the example inputs; what cannot be seen there (experts that drop tokens when they are full) is your word.
+
+        sp_plan={"blocks.*.moe": ByToken()}
+    """
+
+
 AnySequenceParallelInput = SequenceParallelInput | SequenceParallelPartialInput
 SequenceParallelInputType = dict[str | int, AnySequenceParallelInput | list[AnySequenceParallelInput] | tuple[AnySequenceParallelInput, ...]]
 SequenceParallelOutputType = SequenceParallelOutput | list[SequenceParallelOutput] | tuple[SequenceParallelOutput, ...]
-SequenceParallelModelPlan = dict[str, SequenceParallelInputType | SequenceParallelOutputType]
+SequenceParallelModelPlan = dict[str, SequenceParallelInputType | SequenceParallelOutputType | ByToken]
 
 
 def get_sp_plan_from_model(model: torch.nn.Module) -> SequenceParallelModelPlan | None:
@@ -199,7 +212,7 @@ def validate_sp_plan(plan: SequenceParallelModelPlan) -> None:
         if isinstance(entry, Mapping):
             for key, value in entry.items():
                 _validate_input(f"plan[{path!r}][{key!r}]", key, value)
-        else:
+        elif not isinstance(entry, ByToken):
             _validate_outputs(f"plan[{path!r}]", entry)
 
 
@@ -277,6 +290,8 @@ def declarations(model: torch.nn.Module, plan: Any) -> tuple[Declaration, ...] |
         if isinstance(entry, Mapping):
             for key, value in entry.items():
                 entries += _inputs(path, key, value)
+        elif isinstance(entry, ByToken):
+            entries.append(Declaration(f"plan[{path!r}]", path, "tokens", "", None, -1))
         else:
             entries += _outputs(path, entry)
     return tuple(entries)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -72,8 +73,10 @@ Choose = Callable[[Boundary, Tensor, Mapping[str, Any]], Mark | None]
 class Marks:
     """Puts markers where `choose(boundary, tensor, arguments of the module's call)` returns a `Mark`.
 
-    `placed` and `called` (modules) tell about the latest run of the model; torch.export makes several.
+    `placed` and `called` (modules) tell about the latest run of the model; torch.export makes several. `by_token`: modules that treat every token alone.
     """
+
+    by_token: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, choose: Choose) -> None:
         self.choose = choose

@@ -7,6 +7,7 @@ receives from other ranks, wire padding included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -76,7 +77,10 @@ class CountInterpreter(fx.Interpreter):
             kwargs = {**kwargs, "device": "meta"}
         # Meta kernels do not always return the strides that real kernels do.
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
-        if isinstance(target, HigherOrderOperator) or target is run_opaque:
+        if target is run_opaque and args[0].by_token:
+            tokens = args[2][0].shape[:-1]
+            result = tuple(torch.empty((*tokens, form.shape[-1]), dtype=form.dtype, device="meta") for form in args[0].outputs if form is not None)
+        elif isinstance(target, HigherOrderOperator) or target is run_opaque:
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
@@ -148,7 +152,8 @@ def whole_result(node: fx.Node) -> Any:
 def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one executed call."""
     if target is run_opaque:
-        return int(args[0].flops)
+        call, inputs = args[0], args[2]
+        return int(call.flops) * math.prod(inputs[0].shape[:-1]) // math.prod(call.tokens) if call.by_token else int(call.flops)
     if not is_contraction(target):
         return 0
     result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Declaration:
     """One entry of a plan.
 
     where: how the plan names it, `plan['rope'][0]`. path: the module as the plan names it, possibly with one `*`. name: a parameter, or the index of an
-    output (None: the only output). index: the place in a list of entries. dim: split or gathered. text: positions that stay whole, a number or a parameter.
+    output (None: the only output), or nothing for a module that treats tokens alone (kind "tokens"). index: the place in a list of entries. dim: split or gathered. text: positions that stay whole, a number or a parameter.
     """
 
     where: str
@@ -60,6 +61,7 @@ class Declared(Marks):
     def __init__(self, model: torch.nn.Module, declarations: Iterable[Declaration]) -> None:
         super().__init__(lambda *_: None)
         self.entries: dict[Place, Declaration] = {}
+        self.by_token = {}
         self.sources: dict[str, str] = {}
         self.names = {id(module): name for name, module in model.named_modules()}
         for declaration in declarations:
@@ -67,9 +69,16 @@ class Declared(Marks):
                 self._declare(module, declaration)
         self.restart()
 
+    def active(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """No hooks for a plan without a tensor."""
+        return super().active(model) if self.entries else nullcontext()
+
     def _declare(self, module: torch.nn.Module, declared: Declaration) -> None:
         name = self.names[id(module)]
         self.sources[name] = source_of(module)
+        if declared.kind == "tokens":
+            self.by_token[name] = declared
+            return
         if declared.kind == "input":
             check_parameter(module, name, declared)
         place = (name, declared.kind, declared.name, declared.index)

@@ -194,7 +194,7 @@ class Emitter:
             self.alias(node, relation)
             return
         operands = {n: self.value(n, self.view.required(node, relation, i)) for i, n in enumerate(relation.operands)}
-        if node.target is run_opaque:  # it may branch on the last bit: all ranks must branch alike
+        if node.target is run_opaque and not any(self.view.produced(node)):  # it may branch on the last bit: all ranks must branch alike
             operands = {n: self.result(n) for n in relation.operands}
         if node in self.view.labels.exchanged:
             self.define(node, emit_exchange(self, node, relation, operands))

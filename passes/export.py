@@ -9,6 +9,8 @@ graph. What only torch.export understands (buffers that are assigned, tables tha
 the long way, and so does whatever fails: its errors are those that torch documents.
 """
 
+import contextlib
+import io
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +30,8 @@ def export_functional(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any
     """The program of `flat(leaves)`; dims: `dynamic_shapes` of torch.export for its one argument."""
     program = in_one_trace(flat, leaves, dims)
     if program is None:
-        program = torch.export.export(flat, (tuple(leaves),), dynamic_shapes=dims, strict=False).run_decompositions({})
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints the graph of a failed attempt
+            program = torch.export.export(flat, (tuple(leaves),), dynamic_shapes=dims, strict=False).run_decompositions({})
     return program
 
 

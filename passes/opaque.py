@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from seqpar.compat import pytree
-from seqpar.errors import TraceError
+from seqpar.errors import PlanError, TraceError
+from seqpar.partitioner.op import Op
 from seqpar.passes.arguments import Call
 from seqpar.passes.effects import RandomState, StateWatch, version, writes
 from seqpar.passes.read_guard import ActivationRead, Unguarded, refusal, stirred
@@ -32,6 +33,7 @@ from seqpar.passes.warm import restored, warm_up
 from seqpar.runtime.opaque import Form, OpaqueCall, autocast_state, run_opaque
 
 PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)
+HALF = 1e-2  # how much the result for half of the tokens may differ: other kernels, and experts that two tokens are nearly tied for
 Forward = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 # The counter knows the kernels of accelerators only.
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
@@ -59,8 +61,9 @@ class Unfit(Exception):
 class OpaqueRecorder:
     """Runs the chosen modules as they are and notes their calls; the values they read are theirs alone."""
 
-    def __init__(self, model: torch.nn.Module, chosen: Mapping[str, Unguarded], reader: Recorder) -> None:
-        self.chosen, self.reader = chosen, reader
+    def __init__(self, model: torch.nn.Module, choice: Choice, reader: Recorder) -> None:
+        chosen = self.chosen = choice.chosen
+        self.by_token, self.reader = choice.by_token, reader
         self.kinds = {name: type(model.get_submodule(name)).__qualname__ for name in chosen}
         self.states = {name: StateWatch(model.get_submodule(name)) for name in chosen}
         self.calls: list[OpaqueCall] = []
@@ -94,12 +97,14 @@ class OpaqueRecorder:
         check([leaf for leaf in found if leaf is not None and not isinstance(leaf, Tensor)], "returns")
         if not steady(forward, leaves, in_spec, found):
             raise Unfit("returns other shapes for other contents of its inputs")
+        if name in self.by_token:
+            check_tokens(f"{name} ({self.kinds[name]})", forward, leaves, in_spec, found)
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
         self.calls.append(
             OpaqueCall(
                 name, self.kinds[name], self.chosen[name].record.function, self.chosen[name].record.where, in_spec,
                 tuple(None if i in places else leaf for i, leaf in enumerate(leaves)), places, tuple(map(Form.of, tensors)),
-                out_spec, tuple(None if leaf is None else Form.of(leaf) for leaf in found), counter.get_total_flops(), autocast_state(tensors),
+                out_spec, tuple(None if leaf is None else Form.of(leaf) for leaf in found), counter.get_total_flops(), autocast_state(tensors), name in self.by_token,
             )  # fmt: skip
         )
         return returned
@@ -124,15 +129,30 @@ def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, return
     return [leaf.shape for leaf in again if isinstance(leaf, Tensor)] == [leaf.shape for leaf in returned if isinstance(leaf, Tensor)]
 
 
-def record_opaque(model: torch.nn.Module, call: Call, chosen: Mapping[str, Unguarded]) -> tuple[Exception | None, Recording, dict[str, str]]:
-    """Run the example with the chosen modules (name -> a read in it) as leaves; the model is left as it was.
+def check_tokens(title: str, forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, returned: Sequence[Any]) -> None:
+    """Raise PlanError if the module cannot treat tokens alone: another result for half of them, or one that has no tokens."""
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    tokens = None if first is None or first.ndim < 2 else first.shape[:-1]
+    if tokens is None or any(leaf is not None and leaf.shape[:-1] != tokens for leaf in returned):
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in returned if leaf is not None)
+        raise PlanError(f"{title} is declared ByToken, and returns {shapes} for {'no tensor' if first is None else list(first.shape)}: all dims but the last must be the same")
+    half = tuple(slice(0, (n + 1) // 2) for n in tokens[-1:])
+    cut = (..., *half, slice(None))
+    args, kwargs = pytree.tree_unflatten([leaf[cut].contiguous() if isinstance(leaf, Tensor) and leaf.shape[:-1] == tokens else leaf for leaf in leaves], spec)
+    for alone, together in zip(pytree.tree_leaves(forward(*args, **kwargs)), returned, strict=True):
+        if together is not None and not torch.allclose(alone, together[cut], rtol=HALF, atol=HALF * together.abs().max().item()):
+            raise PlanError(f"{title} is declared ByToken, and its result for the first half of the tokens is not half of its result: they are not treated alone. Leave the entry out")
+
+
+def record_opaque(model: torch.nn.Module, call: Call, choice: Choice) -> tuple[Exception | None, Recording, dict[str, str]]:
+    """Run the example with the chosen modules as leaves; the model is left as it was.
 
     Returns the exception the run failed with, if any, what was recorded, and which modules cannot be leaves (name -> why).
     """
     reader = Recorder(model)
     handler: list[OpaqueRecorder] = []
-    with restored(model), forwards(model, chosen, lambda *given: handler[0](*given)):
-        handler.append(OpaqueRecorder(model, chosen, reader))  # sees the modules as they are during the run
+    with restored(model), forwards(model, choice.chosen, lambda *given: handler[0](*given)):
+        handler.append(OpaqueRecorder(model, choice, reader))  # sees the modules as they are during the run
         failure = warm_up(model, *example(call), watch=reader)
     return failure, Recording(tuple(reader.records), tuple(handler[0].calls)), handler[0].unfit
 
@@ -166,7 +186,9 @@ def redirected(name: str, forward: Callable[..., Any], handler: Forward) -> Call
 class Choice:
     """Which modules are leaves: name -> the read that made it one."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_token: Collection[str] = ()) -> None:
+        """by_token: modules that treat every token alone; of those around a read they go before others."""
+        self.by_token = by_token
         self.chosen: dict[str, Unguarded] = {}
         self.unfit: dict[str, str] = {}
 
@@ -190,7 +212,8 @@ class Choice:
 
     def choose(self, read: Unguarded) -> None:
         modules = read.record.modules
-        name = next((name for name in modules if name and name not in self.unfit), None)
+        fit = [name for name in modules if name and name not in self.unfit]
+        name = next((name for name in fit if name in self.by_token), fit[0] if fit else None)
         if name is None:
             tried = "; ".join(f"{name} {self.unfit[name]}" for name in modules if name in self.unfit)
             raise refusal(read.record, f"{read.why}; and no module around it can run as it is: {tried}" if tried else read.why)
@@ -251,7 +274,18 @@ def emit_opaque(graph: fx.Graph, node: fx.Node, calls: Sequence[OpaqueCall], con
     tensors = tuple(new(tensor) for tensor in node.args[0])  # type: ignore[union-attr, arg-type]
     made = graph.call_function(run_opaque, (graph.get_attr(attribute), graph.get_attr(call.name), tensors))
     made.meta = {"val": node.meta["val"], "opaque": call, "flops": call.flops}
+    if call.by_token:
+        made.meta["rule"] = tokens_alone
     return made
+
+
+def tokens_alone(op: Op) -> None:
+    """The rule of a module that treats every token alone; an operand without tokens is whole."""
+    call = op.node.meta["opaque"]
+    for i, form in enumerate(Form.of(n.meta["val"]) for n in op.operands):
+        if form.shape[:-1] == call.tokens:
+            op.carry_all(i, skip=(-1,))
+    op.reason = "the module needs all channels of a token"
 
 
 def is_opaque(node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from seqpar.runtime.opaque import Form, OpaqueCall
 def write_call(call: OpaqueCall, codec: Codec) -> dict[str, Any]:
     """Raises SavedProgramError if its arguments hold other than plain values."""
     return {
-        **{key: getattr(call, key) for key in ("name", "kind", "reader", "where", "flops")},
+        **{key: getattr(call, key) for key in ("name", "kind", "reader", "where", "flops", "by_token")},
         "in_spec": write_spec(call.in_spec, codec),
         "arguments": codec.write(call.arguments),
         "places": list(call.places),
@@ -45,6 +45,7 @@ def read_call(data: Mapping[str, Any], codec: Codec) -> OpaqueCall:
             outputs=tuple(read_form(form, codec) for form in data["outputs"]),
             flops=int(data["flops"]),
             autocast=codec.read(data["autocast"]),
+            by_token=bool(data["by_token"]),
         )
     except AssertionError:
         raise SavedProgramError(f"the file holds a call of {texts['name']} whose parts do not fit each other") from None

@@ -123,13 +123,14 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     started = time.perf_counter()
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
+    by_token = () if marks is None else marks.by_token
     with nullcontext() if marks is None else marks.active(model):
         try:
             traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
         except ActivationRead as refused:
-            traced = trace_activation_reads(model, call, dynamic, refused, warm_failure)
+            traced = trace_activation_reads(model, call, dynamic, refused, warm_failure, Choice(by_token))
         except ContentNeeded as error:
-            traced = trace_around(model, call, dynamic, error)
+            traced = trace_around(model, call, dynamic, error, Choice(by_token))
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)
 
 
@@ -143,7 +144,7 @@ def check_whole(model: torch.nn.Module) -> None:
             )
 
 
-def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None) -> Traced:
+def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None, choice: Choice) -> Traced:
     """Trace a model that reads activations: the tracer may cope with it (a value that changes no Python control flow), else the modules
     that read are leaves."""
     unguarded: Traced | None = None
@@ -154,22 +155,21 @@ def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | N
     except TraceError:
         pass
     try:
-        return trace_opaque(model, call, dynamic, refused)
+        return trace_opaque(model, call, dynamic, refused, choice)
     except TraceError:
         if unguarded is not None:  # good enough for one rank
             return unguarded
         raise
 
 
-def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead) -> Traced:
+def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, choice: Choice) -> Traced:
     """Trace with the modules that read activations as leaves. All sizes are fixed: what such a module returns has no formula."""
-    choice = Choice()
     choice.add(refused)
     if dynamic:
         raise TraceError(f"dynamic=True, but {', '.join(choice.chosen)} must run as it is, with fixed sizes ({refused.reads[0].record.where}). Use dynamic=None: one program per input shape")
     for _ in range(MAX_CHOICES):
-        failure, recording, unfit = record_opaque(model, call, choice.chosen)
-        if isinstance(failure, TraceError):
+        failure, recording, unfit = record_opaque(model, call, choice)
+        if isinstance(failure, SeqparError):
             raise failure
         if unfit:
             choice.drop(unfit)
@@ -183,10 +183,10 @@ def trace_opaque(model: torch.nn.Module, call: Call, dynamic: bool | None, refus
     raise refused
 
 
-def trace_around(model: torch.nn.Module, call: Call, dynamic: bool | None, error: ContentNeeded) -> Traced:
+def trace_around(model: torch.nn.Module, call: Call, dynamic: bool | None, error: ContentNeeded, choice: Choice) -> Traced:
     """Trace with the modules as leaves in which the tracer needs the content of a tensor."""
     try:
-        return trace_opaque(model, call, dynamic, as_read(error))
+        return trace_opaque(model, call, dynamic, as_read(error), choice)
     except ActivationRead as refused:
         raise (refused if any(error.modules) else error) from error  # why no module can be a leaf, if there is one
     except TraceError:

@@ -38,7 +38,7 @@ class OpaqueCall:
     """One call of a module that runs as it is.
 
     name, kind: its qualified name and its class. reader, where: what reads an activation, and the source line. flops: operations of its
-    contractions, as measured. autocast: (enabled, dtype) around the call, None where the device has none.
+    contractions, as measured. by_token: it treats every token alone, so that a rank may give it some of them. autocast: (enabled, dtype) around the call, None where the device has none.
 
     Invariants: `arguments` are the leaves of `in_spec` = (args, kwargs), `places` those that are tensors (None stands there) and
     `inputs` their forms; `outputs` has one entry per leaf of `out_spec`, None for a None.
@@ -56,6 +56,7 @@ class OpaqueCall:
     outputs: tuple[Form | None, ...]
     flops: int
     autocast: tuple[bool, torch.dtype] | None
+    by_token: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.arguments) == self.in_spec.num_leaves and len(self.places) == len(self.inputs)
@@ -72,16 +73,22 @@ class OpaqueCall:
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, self.in_spec)
 
-    def results(self, returned: Any) -> tuple[Tensor, ...]:
-        """The tensors in what the module returned.
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All dims but the last of the first input: where tokens are, for one that treats them alone."""
+        return self.inputs[0].shape[:-1]
+
+    def results(self, returned: Any, tokens: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:
+        """The tensors in what the module returned for these tokens (None: for all).
 
         Raises:
             UnsupportedError: they are not what the program was made for.
         """
         leaves, spec = pytree.tree_flatten(returned)
         found = [Form.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        if spec != self.out_spec or tuple(found) != self.outputs:
-            expected = ", ".join(map(str, self.outputs))
+        outputs = self.outputs if tokens is None else tuple(form and Form((*tokens, form.shape[-1]), form.dtype) for form in self.outputs)
+        if spec != self.out_spec or tuple(found) != outputs:
+            expected = ", ".join(map(str, outputs))
             raise UnsupportedError(
                 f"{self.title} returned {', '.join(map(str, found))}, and the program was made for {expected}: what a module that runs as it is returns "
                 "must have the same shapes for inputs of the same shapes. Give the model a form of it with fixed sizes"
@@ -91,19 +98,20 @@ class OpaqueCall:
 
 @torch.compiler.disable
 def run_opaque(call: OpaqueCall, module: torch.nn.Module, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors `module.forward` returns; all values whole, shapes as in `call`.
+    """The tensors `module.forward` returns; values whole, with shapes as in `call`, or those of a rank's tokens.
 
     Raises:
         UnsupportedError: it returned something else than while it was recorded.
     """
     # A gathered value has other strides than the model saw; contiguous ones fit every view.
     args, kwargs = call.bind([tensor.contiguous() for tensor in tensors])
+    tokens = tuple(tensors[0].shape[:-1]) if call.by_token else None
     with whole_tensors():
         if call.autocast is None or not tensors:
-            return call.results(module.forward(*args, **kwargs))
+            return call.results(module.forward(*args, **kwargs), tokens)
         enabled, dtype = call.autocast
         with torch.autocast(tensors[0].device.type, dtype=dtype, enabled=enabled):
-            return call.results(module.forward(*args, **kwargs))
+            return call.results(module.forward(*args, **kwargs), tokens)
 
 
 def autocast_state(tensors: Sequence[Tensor]) -> tuple[bool, torch.dtype] | None:
