@@ -198,4 +198,5 @@ def replication_reason(view: LayoutView, relation: Relation) -> str:
 def _opaque(node: Node, flops: int) -> ReplicatedOp:
     call = node.meta["opaque"]
     where = call.where.partition(" in ")[0]
-    return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank", flops, where)
+    hint = "" if call.by_token else " (unless a plan says ByToken)"
+    return ReplicatedOp(node.name, call.title, f"routes by activations ({call.reader}), so it runs whole on every rank{hint}", flops, where)
