@@ -77,6 +77,7 @@ class CountInterpreter(fx.Interpreter):
             kwargs = {**kwargs, "device": "meta"}
         # Meta kernels do not always return the strides that real kernels do.
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
+        result: Any
         if target is run_opaque and args[0].by_token:
             tokens = args[2][0].shape[:-1]
             result = tuple(torch.empty((*tokens, form.shape[-1]), dtype=form.dtype, device="meta") for form in args[0].outputs if form is not None)

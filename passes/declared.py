@@ -10,8 +10,8 @@ What cannot be decided while the hooks run (is the dim the sequence?) is left to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,24 +61,27 @@ class Declared(Marks):
     def __init__(self, model: torch.nn.Module, declarations: Iterable[Declaration]) -> None:
         super().__init__(lambda *_: None)
         self.entries: dict[Place, Declaration] = {}
-        self.by_token = {}
+        tokens: dict[str, Declaration] = {}
+        self.by_token = tokens
         self.sources: dict[str, str] = {}
         self.names = {id(module): name for name, module in model.named_modules()}
         for declaration in declarations:
             for module in find(model, declaration):
-                self._declare(module, declaration)
+                if declaration.kind == "tokens":
+                    tokens[self.names[id(module)]] = declaration
+                else:
+                    self._declare(module, declaration)
         self.restart()
 
-    def active(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def active(self, model: torch.nn.Module) -> Iterator[None]:
         """No hooks for a plan without a tensor."""
-        return super().active(model) if self.entries else nullcontext()
+        with super().active(model) if self.entries else nullcontext():
+            yield
 
     def _declare(self, module: torch.nn.Module, declared: Declaration) -> None:
         name = self.names[id(module)]
         self.sources[name] = source_of(module)
-        if declared.kind == "tokens":
-            self.by_token[name] = declared
-            return
         if declared.kind == "input":
             check_parameter(module, name, declared)
         place = (name, declared.kind, declared.name, declared.index)

@@ -83,7 +83,8 @@ def recognise_attention(gm: GraphModule) -> GraphModule:
 def expand_einsum(graph: Graph, node: Node, product: MatrixProduct) -> None:
     """Replace an einsum by permutes around a `matmul`."""
     left, right, out = product.orders
-    first, second = reversed(node.args[1]) if product.swapped else node.args[1]  # type: ignore[misc,arg-type]
+    tensors: list[Node] = list(node.args[1])  # type: ignore[arg-type]
+    first, second = reversed(tensors) if product.swapped else tensors
     with graph.inserting_before(node):
         build = Builder(graph, node)
         a, b = build.permute(first, left), build.permute(second, right)
