@@ -223,10 +223,11 @@ class ScoresOfTheLayerBefore(Mechanism):
         self.first, self.second = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
 
     def step(self, x):
-        scores = 0.0
+        before = None
         for layer in (self.first, self.second):
             q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in layer(x).chunk(3, -1))
-            scores = scores + q @ k.mT / 3
+            scores = q @ k.mT / 3 if before is None else q @ k.mT / 3 + before
+            before = scores
             x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         return x
 
@@ -286,3 +287,9 @@ class GroupedBesideWhole(Grouped):
 def test_statistics_count_what_every_rank_has_once():
     report = verify_traced(traced(GroupedBesideWhole, 1, 41), ulysses=3, ring=1, machine=FREE_CALLS)
     assert report.ok, report
+
+
+def test_scores_of_the_layer_before_do_not_travel():
+    plan = partition(traced(ScoresOfTheLayerBefore, 1, 10 * LENGTH), ulysses=2).plan
+    scores = HEADS * (10 * LENGTH) ** 2 * 4
+    assert plan.attention[-1].strategy == "local" and sum(plan.comm_bytes_per_rank.values()) < scores / 4

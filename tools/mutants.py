@@ -45,6 +45,10 @@ BYTES = ("tests/partitioner/test_exchange_bytes.py",)
 BALANCE = ("tests/partitioner/test_balance.py",)
 TIMELINE = ("tests/passes/test_timeline.py",)
 TURNS = ("tests/partitioner/test_turns.py",)
+RECOGNISE = ("tests/passes/test_recognise.py",)
+WRITTEN = ("tests/partitioner/test_written.py",)
+PADDED = ("tests/passes/test_padded_encoder.py",)
+BY_TOKEN = ("tests/passes/test_by_token.py",)
 
 RULE_MUTANTS = (
     Mutant("cat puts its parts in reverse order", "partitioner/rules/parts.py", "(tuple(a for f in factors for a in f),)", "(tuple(a for f in factors[::-1] for a in f),)", ("check_rules cat", "tests/partitioner/test_infer.py", "tests/partitioner/test_chains.py")),
@@ -202,4 +206,26 @@ PRICE_MUTANTS = (
     Mutant("work that needs what is in flight fills its time", "passes/schedule.py", "candidate in self.program.transfer or any(n in blocked for n in candidate.all_input_nodes):", "candidate in self.program.transfer:", ("tests/passes/test_schedule.py::test_the_mlp_of_a_parallel_block_is_between_start_and_finish",)),
 )  # fmt: skip
 
-MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS
+FORM_MUTANTS = (
+    Mutant("fills of scores are applied in reverse order", "passes/recognise.py", "for mask in reversed(found.masks):", "for mask in found.masks:", RECOGNISE),
+    Mutant("a fill that overflows stays finite", "passes/recognise.py", "overflows = abs(number) > torch.finfo(mask.dtype).max", "overflows = False", RECOGNISE),
+    Mutant("a number left of where is kept where it is false", "passes/recognise.py", '("fill", args["other"], args["self"])', '("keep", args["other"], args["self"])', RECOGNISE),
+    Mutant("rows of a grouped einsum are its heads", "passes/einsum.py", 'MatrixProduct(batch, free[-1], k, n, left, right, out, "".join(free[:-1]), swapped)', 'MatrixProduct(batch, free[0], k, n, left, right, out, "".join(free[1:]), swapped)', RECOGNISE),
+    Mutant("any einsum may spread over heads", "passes/einsum.py", "if weights is not None or near_softmax", "if True or near_softmax", RECOGNISE),
+    Mutant("a bias of heads is one of groups", "passes/grouped.py", "(batch, lead[1] * lead[2]) if (groups, heads) == lead[1:] else None", "(batch, 1)", RECOGNISE),
+    Mutant("states of all positions are no attention", "partitioner/written.py", "or list(_states(inference, products)) ", "", WRITTEN),
+    Mutant("the channels of a state are its sequence", "partitioner/written.py", "summed = table.expand_axis(relation.operand_axes[0][-1])", "summed = table.expand_axis(relation.operand_axes[0][-2])", WRITTEN),
+    Mutant("a loop that fills a mask cuts the sequence", "partitioner/infer.py", "if node.target in WRITES and node not in result.input_dependent:", "if False:", ("tests/partitioner/test_infer.py::test_a_mask_filled_row_by_row_does_not_cut_the_sequence",)),
+    Mutant("heads are exchanged with the scores of the layer before", "partitioner/solve.py", " or _takes_scores(attentions[n], inference)}", "}", ("tests/test_mechanisms.py::test_scores_of_the_layer_before_do_not_travel",)),
+    Mutant("an einsum has no work", "partitioner/cost.py", "return einsum_flops(str(args[0]), shapes)", "return 0", ("tests/passes/test_count.py::test_flops_of_each_operator",)),
+    Mutant("what a later operand sums is summed at once", "partitioner/equation.py", "made = both & set(out).union(*terms[i + 1 :])", "made = both & set(out)", ("tests/passes/test_count.py::test_flops_of_each_operator",)),
+    Mutant("pixels are shuffled columns first", "passes/rearranged.py", "(0, 3, 1, 4, 2)", "(0, 3, 2, 4, 1)", ("tests/passes/test_rearranged.py",)),
+    Mutant("padding before the tokens is zero, too", "passes/padded_encoder.py", "(hidden_BS & aligned)", "hidden_BS", PADDED),
+    Mutant("padding is zero after the last norm", "passes/padded_encoder.py", "    return out_BSD if norm is None else norm(out_BSD)", "    return out_BSD if norm is None else norm(out_BSD).masked_fill((hidden_BS & aligned).unsqueeze(-1), 0.0)", PADDED),
+    Mutant("a declared module is believed", "passes/opaque.py", "        if name in self.by_token:\n            check_tokens", "        if False:\n            check_tokens", BY_TOKEN),
+    Mutant("experts run whole whatever is declared", "passes/opaque.py", "    if call.by_token:\n        made.meta", "    if False:\n        made.meta", BY_TOKEN),
+    Mutant("experts on a rank's tokens count as on all", "passes/count.py", " * math.prod(inputs[0].shape[:-1]) // math.prod(call.tokens) if call.by_token else int(call.flops)", "", BY_TOKEN),
+    Mutant("verify compares a model with one that has been called", "verification.py", "restored(model), buffers_kept(model):", "restored(model):", ("tests/test_verify.py::test_a_model_that_counts_its_calls_is_compared_from_one_state",)),
+)  # fmt: skip
+
+MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS

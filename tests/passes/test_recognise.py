@@ -85,12 +85,11 @@ def rows_hidden_twice(q, k, v, mask):
 
 
 def fills_over_an_added_mask(q, k, v, mask):
-    """The number is on the left of `where`; a second one is multiplied until it is infinite."""
+    """The number is on the left of `where`, and becomes infinite when it is multiplied: what is filled with it later weighs more."""
     later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(-1)
     lowest = torch.finfo(q.dtype).min
-    bias = torch.linspace(0, 2, q.shape[2]).masked_fill(~mask, -1e9)[:, None, None, :]
-    scores = torch.where(later, lowest, q @ k.mT + bias)
-    return (2 * scores.masked_fill(later[:, :1], -1e9)).softmax(-1) @ v
+    scores = 2 * torch.where(later, lowest, q @ k.mT + torch.linspace(0, 2, q.shape[2]))
+    return scores.masked_fill(~mask[:, None, None, :], lowest).softmax(-1) @ v
 
 
 def padding_seen_by_merged_heads(q, k, v, mask):
