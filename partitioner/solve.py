@@ -147,7 +147,17 @@ def _takes_scores(relation: Relation, inference: Inference) -> bool:
     """Its mask is made of activations, by head (scores of the layer before): exchanging heads moves that, too."""
     index = relation.attention.mask
     mask = None if index is None else relation.operands[index]
-    return mask in inference.input_dependent and len(shape := shape_of(mask.meta["val"])) > 2 and all(n != 1 for n in shape[-3:])
+    if mask not in inference.input_dependent or len(shape := shape_of(mask.meta["val"])) < 3 or any(n == 1 for n in shape[-3:]):
+        return False
+    found, seen = [mask], {mask}
+    while found:
+        node = found.pop()
+        if is_contraction(node.target) and node in inference.input_dependent:
+            return True
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(new)
+        found += new
+    return False
 
 
 def calls(degrees: Degrees) -> int:

@@ -45,7 +45,6 @@ BYTES = ("tests/partitioner/test_exchange_bytes.py",)
 BALANCE = ("tests/partitioner/test_balance.py",)
 TIMELINE = ("tests/passes/test_timeline.py",)
 TURNS = ("tests/partitioner/test_turns.py",)
-RECOGNISE = ("tests/passes/test_recognise.py",)
 WRITTEN = ("tests/partitioner/test_written.py",)
 PADDED = ("tests/passes/test_padded_encoder.py",)
 BY_TOKEN = ("tests/passes/test_by_token.py",)
@@ -104,7 +103,7 @@ EMIT_MUTANTS = (
     Mutant("the scale is forgotten under a ring", "passes/attend.py", '{"scale": spec.scale, "enable_gqa": gqa}', '{"enable_gqa": gqa}', (*ATTEND, *RECOGNISE)),
     Mutant("the last key head of a group is missing", "partitioner/attention_heads.py", "first, last = start // group, -(-stop // group)", "first, last = start // group, max(stop // group, start // group + 1)", ("tests/partitioner/test_attention_heads.py",)),
     Mutant("divided groups read their key heads in plain order", "partitioner/attention_heads.py", "return first, last, None if regular else reads", "return first, last, None", ("tests/partitioner/test_attention_heads.py",)),
-    Mutant("a written-out attention loses its scale", "passes/recognise.py", "scale=found.scale)", "scale=None)", RECOGNISE),
+    Mutant("a written-out attention loses its scale", "passes/recognise.py", "scale=found.scale, ", "scale=None, ", RECOGNISE),
     Mutant("a mask is added before the scale", "passes/recognise.py", "node if mask.scale == 1.0 else", "node if True else", RECOGNISE),
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
