@@ -84,5 +84,5 @@ def _enters(inference: Inference, node: Node, stays: Callable[[Inference, Node, 
         for value, user in users:
             if user.target in PRODUCTS:
                 return user, list(user.args).index(value)
-        reached = [u for _, u in users if isinstance(u.meta.get("val"), torch.Tensor) and stays(inference, u, node)]
+        reached = [u for u in dict.fromkeys(u for _, u in users) if isinstance(u.meta.get("val"), torch.Tensor) and stays(inference, u, node)]
     return None
