@@ -1,6 +1,6 @@
 """Where the sequences of a model are that has no attention node: attention in a form of its own.
 
-Three forms, the first that is found: a softmax that weighs the rows of a product, `softmax(q k) v`; a state of all positions that
+Four forms, the first that is found: `flex_attention` with functions that no mask can express; a softmax that weighs the rows of a product, `softmax(q k) v`; a state of all positions that
 every position then reads, `q (k v)` (linear attention, Katharopoulos et al. 2020, section 3.2); scores without a softmax, `f(q k) v`.
 """
 
@@ -40,7 +40,15 @@ def find_written(inference: Inference) -> list[Form]:
     """All of the first form that the graph has."""
     weights = [n for n, r in inference.relations.items() if n.target in SOFTMAX and n.args[1] in (-1, len(r.out_axes[0]) - 1)]
     products = [n for n in inference.relations if n.target in PRODUCTS and all(x in inference.input_dependent for x in n.all_input_nodes)]
-    return list(_rows(inference, weights)) or list(_states(inference, products)) or list(_rows(inference, products))
+    flex = [n for n in inference.relations if n.target is torch.ops.higher_order.flex_attention]
+    return list(_flex(inference, flex)) or list(_rows(inference, weights)) or list(_states(inference, products)) or list(_rows(inference, products))
+
+
+def _flex(inference: Inference, nodes: list[Node]) -> Iterator[Form]:
+    for node in nodes:
+        queries, keys = (inference.relations[node].operand_axes[i] for i in (0, 1))
+        if queries[-2]:
+            yield Form(queries[-2], math.prod(map(inference.table.example_length, (*queries[:-1], keys[-2]))), (node, node))
 
 
 def _rows(inference: Inference, nodes: list[Node]) -> Iterator[Form]:

@@ -81,6 +81,10 @@ class CountInterpreter(fx.Interpreter):
         if target is run_opaque and args[0].by_token:
             tokens = args[2][0].shape[:-1]
             result = tuple(torch.empty((*tokens, form.shape[-1]), dtype=form.dtype, device="meta") for form in args[0].outputs if form is not None)
+        elif target is torch.ops.higher_order.flex_attention:
+            q, v = args[0], args[2]
+            rows = q.new_empty(q.shape[:-1], dtype=torch.float32)
+            result = (q.new_empty((*q.shape[:-1], v.shape[-1])), rows, rows)  # beside the log-sum-exp the maximum
         elif isinstance(target, HigherOrderOperator) or target is run_opaque:
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):

@@ -7,7 +7,7 @@ After:  %i = view(arange(Q), [1, 1, Q, 1]); %j = view(arange(K), [1, 1, 1, K]); 
 
 Both functions are inlined on index tensors that broadcast (`inline.py`), so the usual rules cut the mask's rows and columns. Understood are
 score functions that multiply by a constant, add what does not depend on the score, or set scores to minus infinity. Any other, and any use of the
-log-sum-exp, leaves the node as it is: whole on every rank. A row that sees no key is 0, as `flex_attention` has it.
+log-sum-exp, is left to `flex_rows.py`. A row that sees no key is 0, as `flex_attention` has it.
 
 The meaning is that of PyTorch's own operator run eagerly: `mask_mod` decides, and the lists of blocks in a `BlockMask` only tell a fused kernel
 what it may skip. Work is counted for all pairs of positions, also those that such a kernel would skip.

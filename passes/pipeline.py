@@ -29,6 +29,7 @@ from seqpar.passes.count import Counts
 from seqpar.passes.emit import Emitter
 from seqpar.passes.fastest import fastest
 from seqpar.passes.flex import flex_to_attention
+from seqpar.passes.flex_rows import flex_by_rows
 from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
@@ -49,7 +50,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
-NORMALISE = (rearranged, flex_to_attention, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+NORMALISE = (rearranged, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

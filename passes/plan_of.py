@@ -156,13 +156,15 @@ def _attention(partitioned: Partitioned, node: Node, relation: Relation, sources
 
 
 def _written(partitioned: Partitioned, node: Node, relation: Relation) -> AttentionPlan:
-    """Attention that stays a product, a softmax and a product."""
+    """Attention that stays a product, a softmax and a product, or `flex_attention`."""
     view = partitioned.view
     layout = view.produced(node)
-    rows, keys = (view.axis_text(relation.out_axes[0][d], layout[d]) for d in (-2, -1))
+    flex = node.target is torch.ops.higher_order.flex_attention
+    rows = view.axis_text(relation.out_axes[0][-2], layout[-2])
+    keys = view.axis_text(relation.operand_axes[1][-2], frozenset()) if flex else view.axis_text(relation.out_axes[0][-1], layout[-1])
     strategy = "local" if any(layout) else "replicated"
     heads = partitioned.inference.table.example_length(relation.out_axes[0][-3]) if len(layout) > 2 else 1
-    return AttentionPlan(node.name, strategy, "written out in a form of its own: rows divided, keys whole", rows, keys, heads, one_line(node))
+    return AttentionPlan(node.name, strategy, f"{'with functions' if flex else 'written out in a form'} of its own: rows divided, keys whole", rows, keys, heads, one_line(node))
 
 
 def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:

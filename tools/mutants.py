@@ -212,6 +212,7 @@ FORM_MUTANTS = (
     Mutant("rows of a grouped einsum are its heads", "passes/einsum.py", 'MatrixProduct(batch, free[-1], k, n, left, right, out, "".join(free[:-1]), swapped)', 'MatrixProduct(batch, free[0], k, n, left, right, out, "".join(free[1:]), swapped)', RECOGNISE),
     Mutant("any einsum may spread over heads", "passes/einsum.py", "if weights is not None or near_softmax", "if True or near_softmax", RECOGNISE),
     Mutant("a bias of heads is one of groups", "passes/grouped.py", "(batch, lead[1] * lead[2]) if (groups, heads) == lead[1:] else None", "(batch, 1)", RECOGNISE),
+    Mutant("rows of flex attention are numbered from zero on every rank", "passes/flex_rows.py", "    known[row] = graph.call_function(aten.index.Tensor, (rows, [known[row]]))\n", "", ("tests/passes/test_flex.py",)),
     Mutant("states of all positions are no attention", "partitioner/written.py", "or list(_states(inference, products)) ", "", WRITTEN),
     Mutant("the channels of a state are its sequence", "partitioner/written.py", "summed = table.expand_axis(relation.operand_axes[0][-1])", "summed = table.expand_axis(relation.operand_axes[0][-2])", WRITTEN),
     Mutant("a loop that fills a mask cuts the sequence", "partitioner/infer.py", "if node.target in WRITES and node not in result.input_dependent:", "if False:", ("tests/partitioner/test_infer.py::test_a_mask_filled_row_by_row_does_not_cut_the_sequence",)),

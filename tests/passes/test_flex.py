@@ -81,7 +81,7 @@ UNDERSTOOD = {
     "hidden by the score": Use(window, hidden, score_captures=lambda k, mask: (mask,), key_heads=1),
     "half dark": Use(lambda b, h, i, j, mask: mask[b, i], mask_captures=lambda k, mask: (mask,)),
 }
-LEFT_ALONE = {
+BY_ROWS = {
     "softcap": Use(score_mod=lambda s, b, h, i, j: 2 * torch.tanh(s / 2)),
     "negated": Use(score_mod=lambda s, b, h, i, j: -s),
     "times a tensor": Use(score_mod=lambda s, b, h, i, j: s * (1 + 0.1 * h)),
@@ -149,10 +149,22 @@ def test_as_models_call_it() -> None:
     assert not any("sum" in target or "argsort" in target for target in kept)  # nobody asks for the lists of blocks
 
 
-@pytest.mark.parametrize("kind", LEFT_ALONE)
-def test_left_alone_and_right(kind) -> None:
-    report = verify_traced(traced_model(LEFT_ALONE[kind]), ulysses=2, ring=1)
-    assert report.ok and not report.plan.attention
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", BY_ROWS)
+def test_other_forms_are_divided_by_rows(kind, dynamic) -> None:
+    """Keys are whole; both functions see the places of the queries in the whole sequence."""
+    for ulysses, ring in MESHES:
+        report = verify_traced(traced_model(BY_ROWS[kind], dynamic=dynamic), ulysses=ulysses, ring=ring)
+        assert report.ok, report
+        assert [a.strategy for a in report.plan.attention] == ["local"]
+        assert report.plan.sharded_flop_fraction > 0.6  # 13 positions, and keys and values of all of them
+
+
+def test_captured_tensors_and_masks_of_rows() -> None:
+    slopes = torch.linspace(0.1, 1, HEADS)
+    use = Use(mask_mod=lambda b, h, i, j, document, seen: (document[i] == document[j]) | (i - j < 3), score_mod=lambda s, b, h, i, j, slope: torch.tanh(s + slope[h] * (j - i)), mask_captures=lambda k, mask: (*documents(k, mask), mask), score_captures=lambda k, mask: (slopes,))
+    report = verify_traced(traced_model(use), ulysses=2, ring=2)
+    assert report.ok and [a.queries for a in report.plan.attention] == ["13/4"], report
 
 
 def attentions(use: Use):
