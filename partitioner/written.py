@@ -54,24 +54,24 @@ def _flex(inference: Inference, nodes: list[Node]) -> Iterator[Form]:
 def _rows(inference: Inference, nodes: list[Node]) -> Iterator[Form]:
     for node in nodes:
         axes = inference.relations[node].out_axes[0]
-        product = _enters(inference, node, _same_rows)
-        if product is not None and product[1] == 0 and len(axes) > 1 and axes[-2]:
-            yield Form(axes[-2], math.prod(map(inference.table.example_length, axes)), (node, product[0]))
+        entered = _enters(inference, node, _same_rows, PRODUCTS)
+        if entered is not None and entered[0].args[0] is entered[1] and len(axes) > 1 and axes[-2]:
+            yield Form(axes[-2], math.prod(map(inference.table.example_length, axes)), (node, entered[0]))
 
 
 def _states(inference: Inference, products: list[Node]) -> Iterator[Form]:
-    """Contractions over positions whose result meets the same positions again, as the rows or the columns of the other side."""
-    table = inference.table
+    """Contractions over positions whose result meets the same positions again, where they stay: as rows, columns or a letter of the other side."""
+    table, size = inference.table, inference.table.example_length
     for node in products:
         relation = inference.relations[node]
         summed = table.expand_axis(relation.operand_axes[0][-1])
-        size = table.example_length
-        entered = _enters(inference, node, _no_larger)
-        if entered is None or not summed or entered[0] not in inference.relations:
+        entered = _enters(inference, node, _no_larger, (*PRODUCTS, aten.einsum.default))
+        if entered is None or not summed:
             continue
-        product, side = entered
-        other = inference.relations[product].operand_axes[1 - side]
-        if table.expand_axis(other[-1 if side == 0 else -2]) == summed:
+        product, value = entered
+        meets = inference.relations[product]
+        kept = [table.expand_axis(meets.operand_axes[i][d]) for i, d in meets.flows if meets.operands[i] is not value]
+        if summed in kept:
             yield Form(summed, size(summed) * math.prod(map(size, relation.out_axes[0])))
 
 
@@ -84,13 +84,13 @@ def _no_larger(inference: Inference, user: Node, node: Node) -> bool:
     return elements <= limit
 
 
-def _enters(inference: Inference, node: Node, stays: Callable[[Inference, Node, Node], bool]) -> tuple[Node, int] | None:
-    """The nearest product that this value becomes part of, through values that `stays` accepts beside it, and as which operand."""
+def _enters(inference: Inference, node: Node, stays: Callable[[Inference, Node, Node], bool], products: tuple[object, ...]) -> tuple[Node, Node] | None:
+    """The nearest product that this value becomes part of, through values that `stays` accepts beside it, and the value that it reads."""
     reached = [node]
     for _ in range(MAX_STEPS):
         users = [(value, user) for value in reached for user in value.users]
         for value, user in users:
-            if user.target in PRODUCTS:
-                return user, list(user.args).index(value)
+            if user.target in products:
+                return user, value
         reached = [u for u in dict.fromkeys(u for _, u in users) if isinstance(u.meta.get("val"), torch.Tensor) and stays(inference, u, node)]
     return None

@@ -33,6 +33,14 @@ def scaled_state(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("...nd,...de->...ne", q, state)
 
 
+def three_operands(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Performer (Choromanski et al. 2021), as performer-pytorch has it."""
+    q, k = q.relu() + 1e-3, k.relu() + 1e-3
+    context = torch.einsum("...nd,...ne->...de", k, v)
+    weight = 1.0 / torch.einsum("...nd,...d->...n", q, k.sum(-2))
+    return torch.einsum("...de,...nd,...n->...ne", context, q, weight)
+
+
 def scores_without_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).relu().square() @ v / LENGTH
 
@@ -57,7 +65,7 @@ def read(attend) -> tuple[Inference, set[int]]:
     return inference, inference.table.roots(inference.axis(next(n for n in graph.nodes if n.op == "placeholder"), 1))
 
 
-FORMS = [softmax_over_keys, transposed, scaled_state, scores_without_softmax]
+FORMS = [softmax_over_keys, transposed, scaled_state, three_operands, scores_without_softmax]
 
 
 @pytest.mark.parametrize("attend", FORMS)
