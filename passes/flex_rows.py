@@ -15,6 +15,8 @@ import torch
 from torch import fx
 from torch.fx import GraphModule
 
+from seqpar.partitioner.lengths import same
+from seqpar.partitioner.op import Op
 from seqpar.passes.build import Builder
 from seqpar.passes.flex import is_flex
 from seqpar.passes.share import copied, with_graph
@@ -41,9 +43,19 @@ def flex_by_rows(gm: GraphModule) -> GraphModule:
             places = [build.call(aten.arange.default, build.size(q, 2), dtype=torch.int32, device=device) for _ in "sm"]
             score, mask = (graph.get_attr(functions[name]) for name in ("score", "mask"))
             blocks = without_blocks(build, block_mask, device)
+        node.meta["rule"] = rows_kept
         node.args = (q, k, v, score, (*blocks, mask), scale, options, (*score_buffers, places[0]), (*mask_buffers, places[1]))
     graph.eliminate_dead_code()
     return with_graph(gm, graph, extra)
+
+
+def rows_kept(op: Op) -> None:
+    """The rule of such a call: rows keep their place, queries and both `rows` are cut alike."""
+    places = [op.index(buffers[-1]) for buffers in op.node.args[7:9]]  # type: ignore[index]
+    if all(same(op.shapes[i][0], op.out_shape[2]) and op.tie(0, 2, i, 0) for i in places):
+        for i, dim in ((0, 2), *((i, 0) for i in places)):
+            op.carry(i, dim, 2)
+    op.reason = "keys and values of an attention; its functions see batch and head"
 
 
 def of_rows(function: GraphModule, own: int, buffers: int) -> GraphModule:

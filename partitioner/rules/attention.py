@@ -54,16 +54,6 @@ def sdpa(op: Op) -> None:
     op.reason = "keys and values of an attention"
 
 
-@rule(torch.ops.higher_order.flex_attention)
-def flex(op: Op) -> None:
-    """Rows keep their place, in the form of `passes/flex_rows.py`: the last tensor of both functions has the places of the queries."""
-    places = [op.index(buffers[-1]) for buffers in op.node.args[7:9] if buffers]  # type: ignore[index]
-    if len(places) == 2 and all(same(op.shapes[i][0], op.out_shape[2]) and op.tie(0, 2, i, 0) for i in places):
-        for i, dim in ((0, 2), *((i, 0) for i in places)):
-            op.carry(i, dim, 2)
-    op.reason = "keys and values of an attention; its functions see batch and head"
-
-
 def _carry_mask(op: Op, mask: int, k: int, rank: int) -> None:
     """Rows of the mask follow the queries; its columns are cut like the keys (they are whole unless keys are)."""
     offset = rank - op.rank(mask)
