@@ -54,8 +54,8 @@ def _flex(inference: Inference, nodes: list[Node]) -> Iterator[Form]:
 def _rows(inference: Inference, nodes: list[Node]) -> Iterator[Form]:
     for node in nodes:
         axes = inference.relations[node].out_axes[0]
-        entered = _enters(inference, node, _same_rows, PRODUCTS)
-        if entered is not None and entered[0].args[0] is entered[1] and len(axes) > 1 and axes[-2]:
+        entered = _enters(inference, node, _same_rows, _weighs)
+        if entered is not None and len(axes) > 1 and axes[-2]:
             yield Form(axes[-2], math.prod(map(inference.table.example_length, axes)), (node, entered[0]))
 
 
@@ -65,7 +65,7 @@ def _states(inference: Inference, products: list[Node]) -> Iterator[Form]:
     for node in products:
         relation = inference.relations[node]
         summed = table.expand_axis(relation.operand_axes[0][-1])
-        entered = _enters(inference, node, _no_larger, (*PRODUCTS, aten.einsum.default))
+        entered = _enters(inference, node, _no_larger, _reads)
         if entered is None or not summed:
             continue
         product, value = entered
@@ -84,13 +84,21 @@ def _no_larger(inference: Inference, user: Node, node: Node) -> bool:
     return elements <= limit
 
 
-def _enters(inference: Inference, node: Node, stays: Callable[[Inference, Node, Node], bool], products: tuple[object, ...]) -> tuple[Node, Node] | None:
-    """The nearest product that this value becomes part of, through values that `stays` accepts beside it, and the value that it reads."""
+def _weighs(user: Node, value: Node) -> bool:
+    return user.target in PRODUCTS and user.args[0] is value
+
+
+def _reads(user: Node, value: Node) -> bool:
+    return user.target in (*PRODUCTS, aten.einsum.default)
+
+
+def _enters(inference: Inference, node: Node, stays: Callable[[Inference, Node, Node], bool], enters: Callable[[Node, Node], bool]) -> tuple[Node, Node] | None:
+    """The nearest product that `enters` says this value becomes part of, through values that `stays` accepts beside it, and the value that it reads."""
     reached = [node]
     for _ in range(MAX_STEPS):
         users = [(value, user) for value in reached for user in value.users]
         for value, user in users:
-            if user.target in products:
+            if enters(user, value):
                 return user, value
         reached = [u for u in dict.fromkeys(u for _, u in users) if isinstance(u.meta.get("val"), torch.Tensor) and stays(inference, u, node)]
     return None

@@ -45,6 +45,13 @@ def scores_without_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).relu().square() @ v / LENGTH
 
 
+def weights_that_two_products_read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first of them has the weights on its right: it is the other whose rows they weigh."""
+    weights = (8 * (q @ k.mT / 8).tanh()).softmax(-1)
+    mixed = (q.mT @ weights).mT
+    return weights @ v + mixed
+
+
 class Model(nn.Module):
     def __init__(self, attend) -> None:
         super().__init__()
@@ -65,7 +72,7 @@ def read(attend) -> tuple[Inference, set[int]]:
     return inference, inference.table.roots(inference.axis(next(n for n in graph.nodes if n.op == "placeholder"), 1))
 
 
-FORMS = [softmax_over_keys, transposed, scaled_state, three_operands, scores_without_softmax]
+FORMS = [softmax_over_keys, transposed, scaled_state, three_operands, scores_without_softmax, weights_that_two_products_read]
 
 
 @pytest.mark.parametrize("attend", FORMS)
