@@ -101,12 +101,13 @@ def verify(
 
 def rounding_of(model: torch.nn.Module, args: Any, kwargs: Any, expected: Sequence[Any]) -> float | None:
     """Largest relative error of the model's outputs against those of a copy in float64; None where that fails, or makes no output more exact."""
+
     def wide(x: Any) -> Any:
         return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
     try:
         with torch.no_grad(), whole_tensors():
-            exact = pytree.tree_leaves(copy.deepcopy(model).double()(*pytree.tree_map(wide, args), **pytree.tree_map(wide, kwargs)))
+            exact = pytree.tree_leaves(copy.deepcopy(model).double()(*pytree.tree_map(wide, copy.deepcopy(args)), **pytree.tree_map(wide, copy.deepcopy(kwargs))))
         errors = [difference(a, b)[1] for a, b in zip(expected, exact, strict=True) if isinstance(b, Tensor) and b.dtype == torch.float64]
     except Exception:  # a model that names a dtype
         return None

@@ -86,8 +86,9 @@ def infer(
     begin: dims of markers (node name, dim) at which a new sequence begins, that has nothing to do with what it was made of.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = dict.fromkeys(begin, (0, 1))
+    dependent = changing(graph)
     for _ in range(MAX_READINGS):
-        result = _read(graph, sizes, fused, cut or 0, batch)
+        result = _read(graph, sizes, fused, cut or 0, batch, dependent)
         marks = _products_to_fuse(result) if cut is None and fuse else {}
         if not marks.keys() - fused.keys():
             break
@@ -98,9 +99,9 @@ def infer(
     return result
 
 
-def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool) -> Inference:
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool, dependent: frozenset[Node]) -> Inference:
     sizes.forget_conditions()
-    result = Inference(AtomTable(sizes), input_dependent=changing(graph))
+    result = Inference(AtomTable(sizes), input_dependent=dependent)
     for node in graph.nodes:
         outs = outputs_of(node)
         if node.op in ("placeholder", "get_attr") and outs:

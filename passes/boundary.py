@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ class Marks:
     `placed` and `called` (modules) tell about the latest run of the model; torch.export makes several. `by_token`: modules that treat every token alone.
     """
 
-    by_token: Mapping[str, Any] = MappingProxyType({})
+    by_token: Collection[str] = ()
 
     def __init__(self, choose: Choose) -> None:
         self.choose = choose

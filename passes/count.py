@@ -7,7 +7,6 @@ receives from other ranks, wire padding included.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -78,14 +77,13 @@ class CountInterpreter(fx.Interpreter):
         # Meta kernels do not always return the strides that real kernels do.
         target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
         result: Any
-        if target is run_opaque and args[0].by_token:
-            tokens = args[2][0].shape[:-1]
-            result = tuple(torch.empty((*tokens, form.shape[-1]), dtype=form.dtype, device="meta") for form in args[0].outputs if form is not None)
+        if target is run_opaque:
+            result = tuple(torch.empty(form.shape, dtype=form.dtype, device="meta") for form in args[0].outputs_for(args[2]) if form is not None)
         elif target is torch.ops.higher_order.flex_attention:
             q, v = args[0], args[2]
             rows = q.new_empty(q.shape[:-1], dtype=torch.float32)
             result = (q.new_empty((*q.shape[:-1], v.shape[-1])), rows, rows)  # beside the log-sum-exp the maximum
-        elif isinstance(target, HigherOrderOperator) or target is run_opaque:
+        elif isinstance(target, HigherOrderOperator):
             result = whole_result(self.current)
         elif target in (aten._local_scalar_dense.default, aten.item.default):
             result = 1.0  # any number: no size follows from it
@@ -157,8 +155,7 @@ def whole_result(node: fx.Node) -> Any:
 def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Operations of one executed call."""
     if target is run_opaque:
-        call, inputs = args[0], args[2]
-        return int(call.flops) * math.prod(inputs[0].shape[:-1]) // math.prod(call.tokens) if call.by_token else int(call.flops)
+        return int(args[0].flops_for(args[2]))
     if not is_contraction(target):
         return 0
     result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result

@@ -61,16 +61,16 @@ class Declared(Marks):
     def __init__(self, model: torch.nn.Module, declarations: Iterable[Declaration]) -> None:
         super().__init__(lambda *_: None)
         self.entries: dict[Place, Declaration] = {}
-        tokens: dict[str, Declaration] = {}
-        self.by_token = tokens
         self.sources: dict[str, str] = {}
         self.names = {id(module): name for name, module in model.named_modules()}
+        by_token: set[str] = set()
         for declaration in declarations:
             for module in find(model, declaration):
                 if declaration.kind == "tokens":
-                    tokens[self.names[id(module)]] = declaration
+                    by_token.add(self.names[id(module)])
                 else:
                     self._declare(module, declaration)
+        self.by_token = frozenset(by_token)
         self.restart()
 
     @contextmanager

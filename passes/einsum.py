@@ -21,11 +21,10 @@ from torch.fx import Node
 
 from seqpar.partitioner.cost import is_contraction
 from seqpar.partitioner.op import shape_of
-from seqpar.partitioner.written import SOFTMAX
+from seqpar.partitioner.written import MAX_STEPS, SOFTMAX
 
 aten = torch.ops.aten
 ELLIPSIS = "..."
-MAX_STEPS = 8  # between a product and the softmax
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def flex_by_rows(gm: GraphModule) -> GraphModule:
         with graph.inserting_before(node):
             build = Builder(graph, node)
             device = q.meta["val"].device
-            places = [build.call(aten.arange.default, build.size(q, 2), dtype=torch.int32, device=device) for _ in "sm"]
+            places = [build.call(aten.arange.default, build.size(q, 2), dtype=torch.int32, device=device) for _ in range(2)]
             score, mask = (graph.get_attr(functions[name]) for name in ("score", "mask"))
             blocks = without_blocks(build, block_mask, device)
         node.meta["rule"] = rows_kept

@@ -6,6 +6,7 @@ After:  %results = run_opaque(%_opaque_0, %blocks_0_mlp, (%x,)): the module's ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,15 +79,25 @@ class OpaqueCall:
         """All dims but the last of the first input: where tokens are, for one that treats them alone."""
         return self.inputs[0].shape[:-1]
 
-    def results(self, returned: Any, tokens: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:
-        """The tensors in what the module returned for these tokens (None: for all).
+    def outputs_for(self, tensors: Sequence[Tensor]) -> tuple[Form | None, ...]:
+        """`outputs` for these inputs, which may be some of the tokens if it treats them alone."""
+        if not self.by_token:
+            return self.outputs
+        return tuple(form and Form((*tensors[0].shape[:-1], form.shape[-1]), form.dtype) for form in self.outputs)
+
+    def flops_for(self, tensors: Sequence[Tensor]) -> int:
+        """`flops` for these inputs."""
+        return self.flops * math.prod(tensors[0].shape[:-1]) // math.prod(self.tokens) if self.by_token else self.flops
+
+    def results(self, returned: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors in what the module returned for these inputs.
 
         Raises:
             UnsupportedError: they are not what the program was made for.
         """
         leaves, spec = pytree.tree_flatten(returned)
         found = [Form.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        outputs = self.outputs if tokens is None else tuple(form and Form((*tokens, form.shape[-1]), form.dtype) for form in self.outputs)
+        outputs = self.outputs_for(tensors)
         if spec != self.out_spec or tuple(found) != outputs:
             expected = ", ".join(map(str, outputs))
             raise UnsupportedError(
@@ -105,13 +116,12 @@ def run_opaque(call: OpaqueCall, module: torch.nn.Module, tensors: Sequence[Tens
     """
     # A gathered value has other strides than the model saw; contiguous ones fit every view.
     args, kwargs = call.bind([tensor.contiguous() for tensor in tensors])
-    tokens = tuple(tensors[0].shape[:-1]) if call.by_token else None
     with whole_tensors():
         if call.autocast is None or not tensors:
-            return call.results(module.forward(*args, **kwargs), tokens)
+            return call.results(module.forward(*args, **kwargs), tensors)
         enabled, dtype = call.autocast
         with torch.autocast(tensors[0].device.type, dtype=dtype, enabled=enabled):
-            return call.results(module.forward(*args, **kwargs), tokens)
+            return call.results(module.forward(*args, **kwargs), tensors)
 
 
 def autocast_state(tensors: Sequence[Tensor]) -> tuple[bool, torch.dtype] | None:

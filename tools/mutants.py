@@ -224,7 +224,7 @@ FORM_MUTANTS = (
     Mutant("padding is zero after the last norm", "passes/padded_encoder.py", "    return out_BSD if norm is None else norm(out_BSD)", "    return out_BSD if norm is None else norm(out_BSD).masked_fill((hidden_BS & aligned).unsqueeze(-1), 0.0)", PADDED),
     Mutant("a declared module is believed", "passes/opaque.py", "        if name in self.by_token:\n            check_tokens", "        if False:\n            check_tokens", BY_TOKEN),
     Mutant("experts run whole whatever is declared", "passes/opaque.py", "    if call.by_token:\n        made.meta", "    if False:\n        made.meta", BY_TOKEN),
-    Mutant("experts on a rank's tokens count as on all", "passes/count.py", " * math.prod(inputs[0].shape[:-1]) // math.prod(call.tokens) if call.by_token else int(call.flops)", "", BY_TOKEN),
+    Mutant("experts on a rank's tokens count as on all", "runtime/opaque.py", " * math.prod(tensors[0].shape[:-1]) // math.prod(self.tokens) if self.by_token else self.flops", "", BY_TOKEN),
     Mutant("verify compares a model with one that has been called", "verification.py", "restored(model), buffers_kept(model):", "restored(model):", ("tests/test_verify.py::test_a_model_that_counts_its_calls_is_compared_from_one_state",)),
 )  # fmt: skip
 
