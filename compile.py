@@ -217,7 +217,10 @@ class Compiler:
         """What compiles a program for the chosen backend; None runs it as it is."""
         if self.settings.backend is None:
             return None
-        return functools.partial(torch.compile, backend=self.settings.backend, fullgraph=fullgraph, dynamic=dynamic)
+        from seqpar.passes.seal import sealed_program
+
+        run = functools.partial(torch.compile, backend=self.settings.backend, fullgraph=fullgraph, dynamic=dynamic)
+        return (lambda gm: run(sealed_program(gm))) if dynamic else run
 
     def agree(self, text: str, timeout_s: float | None = None) -> None:
         """Compare `text` over the ranks of the sequence mesh."""

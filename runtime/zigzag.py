@@ -41,7 +41,7 @@ def zigzag_attention(
     """Causal attention of the local q [B, H, S_r, D] to all keys, of which k, v [B, Hk, Sk_r, D] are here; like q. Queries and keys are the same S positions.
 
     Segments as in `ring_attention`; all of the queries are sharded. Parts may be uneven and empty. One dtype. One segment (a stretch without
-    seams) moves in whole chunks; others are compared with the chunks, whose lengths should be numbers then: torch.compile is slow with symbolic ones.
+    seams) moves in whole chunks; others are compared with the chunks, which torch.compile must not see done with symbols (`sealed.py`).
 
     Received by rank r, in elements, with m positions that it attends and does not hold, n that it holds and does not attend, and
     S'_j = `dealt(parts)[j]`: B m (H D + Hk D + Hk Dv) there, B n H Dv back, and B (Hk D + Hk Dv) (sum of S'_j over j != r) around the ring.

@@ -1,0 +1,56 @@
+"""Heads that ranks share and zigzag rings are compiled with symbolic lengths in seconds, once for all lengths, and equal the model."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import seqpar
+from seqpar.passes.seal import sealed_program
+from seqpar.runtime.sealed import SEALED
+
+
+class Attention(nn.Module):
+    """[text | image] attends itself."""
+
+    def __init__(self, heads, causal):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv, self.out = nn.Linear(16, 3 * 8 * heads), nn.Linear(8 * heads, 16)
+
+    def forward(self, text, image):
+        x = torch.cat([text, image], 1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
+
+
+def over_ranks(heads, causal, ulysses, ring, comm_dtype=None):
+    torch.manual_seed(0)
+    model = Attention(heads, causal).eval()
+    draws = [(torch.randn(2, text, 16), torch.randn(2, image, 16)) for text, image in ((9, 250), (11, 301), (23, 64))]
+    fast = seqpar.sp_compile(model, draws[0], ulysses=ulysses, ring=ring, dynamic=True, backend="aot_eager", comm_dtype=comm_dtype)
+    errors, spread = [], []
+    with torch.no_grad():
+        for step, draw in enumerate(draws):
+            with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                out = fast(*draw)
+            errors.append((out - model(*draw)).abs().max().item())
+            spread.append(out.std().item())
+    compiled = sealed_program(fast.graph_module)
+    return max(errors), min(spread), fast.plan.attention[0].strategy, [n.target is SEALED for n in compiled.graph.nodes].count(True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "causal", "mesh", "comm_dtype", "strategy", "count", "bound"),
+    [
+        (6, False, (4, 1), torch.bfloat16, "ulysses (shared heads)", {2}, 2e-2),
+        (6, True, (4, 1), None, "ulysses (shared heads)", {2, 3}, 1e-5),  # two exchanges; on some ranks the last rows of a head
+        (4, True, (2, 2), None, "ulysses+ring (zigzag)", {1}, 1e-5),
+    ],
+)
+def test_compiled_once_for_all_lengths(ranks, heads, causal, mesh, comm_dtype, strategy, count, bound):
+    found = ranks.run(over_ranks, heads, causal, *mesh, comm_dtype, timeout=120)
+    for error, spread, chosen, _ in found:
+        assert (error > 1e-4 or comm_dtype is None) and error < bound and spread > 0.1
+        assert chosen == strategy
+    assert {sealed for *_, sealed in found} == count
