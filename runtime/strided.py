@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 
+@torch.compiler.allow_in_graph  # Dynamo cannot ask for an offset; what lowers its graph can
 def as_complex(x: Tensor) -> Tensor:
-    """[.., 2] real -> [..] complex: a view where the strides permit, else of a copy."""
+    """[.., 2] real -> [..] complex: a view where strides and offset permit, else of a copy."""
     fits = x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in x.stride()[:-1])
-    return torch.view_as_complex(x if fits else x.contiguous())
+    return torch.view_as_complex(x if fits else x.clone(memory_format=torch.contiguous_format))
 
 
 def write_slices(base: Tensor, sources: Sequence[Tensor], places: Sequence[tuple[int, int | None, int | None, int]], new: bool = False) -> Tensor:
