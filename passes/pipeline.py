@@ -44,13 +44,14 @@ from seqpar.passes.rearranged import rearranged
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
+from seqpar.passes.strided import strides_in_rows
 from seqpar.passes.trace import Traced, check_sizes_known
 from seqpar.passes.triangle import simplify_masks
 from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
-NORMALISE = (rearranged, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+NORMALISE = (strides_in_rows, rearranged, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

@@ -20,7 +20,7 @@ RUNTIME = (
     attention.causal_mask, attention.select_heads, groups.all_reduce, halo.halo, halo.window, head_shares.causal_rows, head_shares.pieces_to_seq, head_shares.seq_to_pieces, layout.first_rank, layout.gather, layout.gather_many, layout.shard,
     opaque.run_opaque,
     ring.ring_attention, ring.split_kv_attention, statistics.deviation, statistics.deviation_and_mean, statistics.euclidean_norm, statistics.group_norm,
-    statistics.variance, statistics.variance_and_mean, strided.as_complex, strided.write_slices, switch.switch, ulysses.heads_to_seq, ulysses.seq_to_heads,
+    statistics.variance, statistics.variance_and_mean, strided.as_complex, strided.read_row, strided.write_row, strided.write_slices, switch.switch, ulysses.heads_to_seq, ulysses.seq_to_heads,
     zigzag.zigzag_attention,
     layout.start_gather, layout.finish_gather, layout.start_gather_many, layout.finish_gather_many, layout.start_first_rank, layout.finish_first_rank, switch.start_switch, switch.finish_switch,
     ulysses.start_seq_to_heads, ulysses.finish_seq_to_heads, ulysses.start_heads_to_seq, ulysses.finish_heads_to_seq,

@@ -13,6 +13,18 @@ def as_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x if fits else x.clone(memory_format=torch.contiguous_format))
 
 
+@torch.compiler.allow_in_graph
+def read_row(row: Tensor, size: Sequence[int], stride: Sequence[int], start: int) -> Tensor:
+    """Elements start + i * stride[0] + j * stride[1] + … of `row` [N], as a tensor of shape `size`; a view if the row is contiguous."""
+    row = row.contiguous()
+    return row.as_strided(size, stride, row.storage_offset() + start)
+
+
+def write_row(row: Tensor, source: Tensor, size: Sequence[int], stride: Sequence[int], start: int) -> Tensor:
+    """A copy of `row` [N] with `source`, of shape `size`, in the elements that `read_row` would return."""
+    return torch.ops.aten.as_strided_scatter.default(row.clone(memory_format=torch.contiguous_format), source, size, stride, start)
+
+
 def write_slices(base: Tensor, sources: Sequence[Tensor], places: Sequence[tuple[int, int | None, int | None, int]], new: bool = False) -> Tensor:
     """A copy of `base` with `sources[i]` in the slice `places[i]` = (dim, start, stop, step), later ones over earlier ones.
 
