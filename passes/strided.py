@@ -67,7 +67,8 @@ def _memory_order(value: torch.Tensor) -> list[int] | None:
     """The dims from the outermost in memory to the innermost; None if there are gaps or repetitions."""
     shape, strides = [as_length(n) for n in value.shape], [as_length(n) for n in value.stride()]
     order = [d for d, n in enumerate(shape) if same(n, 1)]
-    rest, inner = [d for d in range(len(shape)) if d not in order], []
+    rest = [d for d in range(len(shape)) if d not in order]
+    inner: list[int] = []
     expected: Length = 1
     while rest:
         found = next((d for d in reversed(rest) if same(strides[d], expected)), None)
