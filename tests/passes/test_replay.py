@@ -79,6 +79,15 @@ def counted(x, mask):
     return F.one_hot(lengths).sum() + torch.bincount(lengths, minlength=2) * x.sum()
 
 
+def checked_when_eager(x, mask):
+    """Looks at the mask only where no tracer would see it, as transformers does to warn of padding."""
+    if type(mask) is torch.Tensor and 0 in mask[:, 0] and mask.any():
+        x = x + 0
+    if 6 in mask.sum(1):
+        return -x
+    return x if mask.all() else x * 2
+
+
 READS = {
     "bool": lambda x, mask: x * 2 if mask.all() else x,
     "item": lambda x, mask: x[:, : mask.sum(1).max().item()],
@@ -105,6 +114,7 @@ READS = {
     "slice bounds": slice_to_length,
     "sizes": sizes,
     "float mask": lambda x, mask: x[:, : int(mask.float().sum(1).max())],
+    "also eager checks": checked_when_eager,
     "shape only": lambda x, mask: x if torch.ones_like(x @ x.transpose(1, 2)).all() else -x,
 }
 
