@@ -6,7 +6,8 @@ After:  %sym_size = aten.sym_size.int(%hidden_states, 1); %add = add(%sym_size, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -16,6 +17,38 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from seqpar.compat import PythonReferenceAnalysis, sympy_interp
 from seqpar.partitioner.lengths import Length
+
+
+class GraphAnalysis(PythonReferenceAnalysis):
+    """Torch's analysis, with calls where it would round a number: a value of the graph is none."""
+
+    @staticmethod
+    def floor_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.floor, x)
+
+    @staticmethod
+    def ceil_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.ceil, x)
+
+    @staticmethod
+    def trunc_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(math.trunc, x)
+
+    @staticmethod
+    def round_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return _called(round, x)
+
+    @staticmethod
+    def floor(x: Any) -> Any:
+        return _called(float, _called(math.floor, x))
+
+    @staticmethod
+    def ceil(x: Any) -> Any:
+        return _called(float, _called(math.ceil, x))
+
+
+def _called(function: Callable[[Any], Any], x: Any) -> Any:
+    return x.tracer.create_proxy("call_function", function, (x,), {}) if isinstance(x, Proxy) else function(x)
 
 
 class ExpressionEmitter:
@@ -44,7 +77,7 @@ class ExpressionEmitter:
                     index, dim = self._symbols[symbol]
                     size = self._graph.call_function(torch.ops.aten.sym_size.int, (self._placeholders[index], dim))
                     self._known[symbol] = Proxy(size, self._tracer)
-            known = sympy_interp(PythonReferenceAnalysis, self._known, length)
+            known = sympy_interp(GraphAnalysis, self._known, length)
             self._known[length] = known
         return known.node
 

@@ -9,7 +9,6 @@ from __future__ import annotations  # inner functions are compiled: theirs must 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def ring_attention(
     """
     size, rank = size_of(group), rank_of(group)
     assert mask is None or not is_causal, "mask and is_causal exclude each other"
-    rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
+    rule = _Visibility.of(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
     key_ranges = global_ranges(key_segments, rank)
     if size == 1 or not any_sharded(key_segments):
         return _finish(rule.attend(q, k, v, key_ranges), q, v)
@@ -118,7 +117,7 @@ def split_kv_attention(
     size, rank = size_of(group), rank_of(group)
     assert not any_sharded(query_segments), f"queries must be whole on every rank: {query_segments}"
     assert mask is None or not is_causal, "mask and is_causal exclude each other"
-    rule = _Visibility(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
+    rule = _Visibility.of(mask, is_causal, scale, enable_gqa, global_ranges(query_segments, rank))
     key_ranges = global_ranges(key_segments, rank)
     if size == 1 or not any_sharded(key_segments):
         return _finish(rule.attend(q, k, v, key_ranges), q, v)
@@ -145,6 +144,16 @@ class _Visibility:
     scale: float | None
     enable_gqa: bool
     query_ranges: list[Range]
+    floor: Tensor | None
+    """The largest bias of each row over all keys, [B|1, H|1, Sq|1, 1]; None without a bias."""
+
+    @staticmethod
+    def of(mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool, query_ranges: list[Range]) -> _Visibility:
+        floor = None
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask[(None,) * (4 - mask.ndim)]
+            floor = (_join(mask, query_ranges, 2) if mask.shape[2] != 1 else mask).amax(-1, keepdim=True)
+        return _Visibility(mask, is_causal, scale, enable_gqa, query_ranges, floor)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_ranges: list[Range]) -> Partial | None:
         """Attention to the keys at these global positions; None when no query sees any of them."""
@@ -164,18 +173,13 @@ class _Visibility:
         mask = None if last_key <= first_query else causal_mask(self.query_ranges, key_ranges, q.device)
         return attend(q, k, v, mask, self.scale, self.enable_gqa)
 
-    @cached_property
-    def _floor(self) -> Tensor:
-        """The largest bias of each row over all keys, [B|1, H|1, Sq|1, 1]."""
-        mask = self.mask[(None,) * (4 - self.mask.ndim)]  # type: ignore[index, union-attr]
-        return (_join(mask, self.query_ranges, 2) if mask.shape[2] != 1 else mask).amax(-1, keepdim=True)
-
     def _count_absorbed(self, lse: Tensor, mask: Tensor, keys: int) -> Tensor:
         """Rows that see nothing but finite "minus infinity": the bias absorbs the scores, every such key weighs the same, and `lse` has no
         digits left to say how many there are. Their number is what one process weighs this block with.
         """
-        count = (mask == self._floor).sum(-1) * (keys if mask.shape[-1] == 1 else 1)
-        floor = self._floor.squeeze(-1)
+        assert self.floor is not None, "a bias has one"
+        count = (mask == self.floor).sum(-1) * (keys if mask.shape[-1] == 1 else 1)
+        floor = self.floor.squeeze(-1)
         return torch.where((floor < ABSORBS) & (floor > -math.inf), count.to(lse.dtype).log(), lse)
 
     def _local_mask(self, mask: Tensor, key_ranges: list[Range]) -> Tensor:

@@ -1,10 +1,12 @@
 """Lengths in a graph: the emitted arithmetic has the value of the expression, and each expression is written once."""
 
+import math
+
 import pytest
 import sympy
 import torch
 from torch import fx
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, FloorDiv, FloorToInt, RoundToInt, ToFloat, TruncToInt
 
 from seqpar.partitioner.lengths import part, total
 from seqpar.passes.expressions import ExpressionEmitter
@@ -29,6 +31,16 @@ def test_value(length, sizes):
     graph.output(expressions.emit(length))
     gm = fx.GraphModule(torch.nn.Module(), graph)
     assert gm(torch.empty(2, sizes[0]), torch.empty(sizes[1])) == int(length.subs({s: sizes[0], t: sizes[1]}))
+
+
+@pytest.mark.parametrize("rounded", [FloorToInt, CeilToInt, TruncToInt, RoundToInt])
+def test_lengths_that_were_rounded(rounded):
+    """As `torch.arange(start, stop, -1.0)` makes them."""
+    graph, expressions = emitter()
+    graph.output(expressions.emit(rounded(FloatTrueDiv(ToFloat(s - 10), ToFloat(t)))))
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    for size in (3, 14, 17):
+        assert gm(torch.empty(2, size), torch.empty(4)) == {FloorToInt: math.floor, CeilToInt: math.ceil, TruncToInt: math.trunc, RoundToInt: round}[rounded]((size - 10) / 4)
 
 
 def test_numbers_stay_numbers():

@@ -109,6 +109,7 @@ def ring_error(length, kind, key_heads, compiled, dtype=torch.float32):
         (13, "padding", 6, False),
         (13, "bool", 3, True),
         (13, "additive", 6, False),
+        (13, "additive", 6, True),
     ],
 )
 def test_ring(ranks, length, kind, key_heads, compiled):
