@@ -37,6 +37,9 @@ LENGTHS = ("tests/partitioner/test_lengths.py", "tests/partitioner/test_layout.p
 ATOMS = ("tests/partitioner/test_atoms.py", "tests/partitioner/test_infer.py")
 RECOGNISE = ("tests/passes/test_recognise.py",)
 REPLAY = ("tests/test_respecialise.py", "tests/passes/test_replay.py")
+SEALED = ("tests/passes/test_seal.py",)
+STRIDED = ("tests/passes/test_strided.py",)
+SHIFT = ("tests/passes/test_relative_shift.py",)
 SYMBOLIC = ("tests/test_symbolic.py::test_lengths_shorter_than_the_ranks_do_not_fit_the_program", "tests/passes/test_trace.py")
 MODULE = ("tests/test_module.py::test_the_cache_is_bounded", "tests/test_module.py::test_autograd_inference_mode_and_autocast", "tests/test_respecialise.py")
 RIDERS = ("tests/partitioner/test_riders.py",)
@@ -226,6 +229,14 @@ FORM_MUTANTS = (
     Mutant("experts run whole whatever is declared", "passes/opaque.py", "    if call.by_token:\n        made.meta", "    if False:\n        made.meta", BY_TOKEN),
     Mutant("experts on a rank's tokens count as on all", "runtime/opaque.py", " * math.prod(tensors[0].shape[:-1]) // math.prod(self.tokens) if self.by_token else self.flops", "", BY_TOKEN),
     Mutant("verify compares a model with one that has been called", "verification.py", "restored(model), buffers_kept(model):", "restored(model):", ("tests/test_verify.py::test_a_model_that_counts_its_calls_is_compared_from_one_state",)),
+    Mutant("sealed pieces are as long as the sequence is up to their end", "runtime/sealed.py", "(x.shape[0], stop - start, last - first, x.shape[3])", "(x.shape[0], stop - start, last, x.shape[3])", SEALED),
+    Mutant("exchanges of pieces are traced with symbols", "passes/seal.py", "    if name not in SEALABLE or not", "    if True or not", SEALED),
+    Mutant("a view is read in the order of its dims", "passes/strided.py", "    return order + inner", "    return sorted(order + inner)", STRIDED),
+    Mutant("a slice is read from the start of its storage", "passes/strided.py", "if isinstance(start, int) and start >= 0 else None", "if isinstance(start, int) else None", STRIDED),
+    Mutant("reads behind a view are allowed", "passes/strided.py", "zip(window.shape, stride, strict=True)) < value.numel()", "zip(window.shape, stride, strict=True)) < 2 * value.numel()", STRIDED),
+    Mutant("what wraps around is looked up", "passes/relative_shift.py", "and least >= 0 and most >= 0", "and least >= 0", SHIFT),
+    Mutant("a shift forgets its pad", "passes/relative_shift.py", "minus(total((first, stretch.start)), stretch.padded)", "total((first, stretch.start))", SHIFT),
+    Mutant("a read is repeated whichever line asks", "passes/replay.py", "(self.records[i].function, self.records[i].where) == (self.function, where)", "self.records[i].function == self.function", ("tests/passes/test_replay.py::test_each_kind_of_read_is_exact_static_and_guarded",)),
 )  # fmt: skip
 
 MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS
