@@ -3,15 +3,14 @@
 Transformer-XL (Dai et al. 2019, arXiv:1901.02860, appendix B) shifts row i of a matrix by i places to the left with pads, views and slices, in which rows of one
 shape run over the rows of another. All of them only read one stretch of memory with another length of rows; that is what is looked for, however it is written.
 
-Before: %p = aten.pad(%x, [1, 0]); %v = aten.view(%p, [B, H, 2 S, S]); %s = aten.slice(%v, 2, 1); %w = aten.view(%s, [B, H, S, 2 S - 1]); %y = aten.slice(%w, 3, 0, S)
-After:  %i = arange(S)[None, :] - arange(S)[:, None] + (S - 1); %y = aten.gather(%x, 3, %i.expand(B, H, S, S))             %x [B, H, S, 2 S - 1]
+Before: %v = aten.view(%x, [B, H, 2 S, S]); %s = aten.slice(%v, 2, 1); %w = aten.view(%s, [B, H, S, 2 S - 1]); %y = aten.slice(%w, 3, 0, S)      %x [B, H, S, 2 S]
+After:  %i = arange(S)[None, :] - arange(S)[:, None] + S; %y = aten.gather(%x, 3, %i.expand(B, H, S, S))
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,16 +24,6 @@ from seqpar.passes.share import copied, with_graph
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
-ZEROS = (aten.zeros.default, aten.new_zeros.default)
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Rows of `width` entries in one stretch of memory, of which entry `start` is the first that is seen; `padded` entries were put before each row."""
-
-    width: Length
-    padded: Length = 0
-    start: Length = 0
 
 
 def lookups_for_shifts(gm: GraphModule) -> GraphModule:
@@ -66,58 +55,43 @@ def _shift(node: Node) -> tuple[Node, int] | None:
 
 def _input(node: Node) -> Node | None:
     """What a pad, view or slice reads; None for other operators."""
-    if node.target in (*VIEWS, *PADS, aten.slice.Tensor):
-        return node.args[0] if is_tensor(node.args[0]) else None  # type: ignore[return-value]
-    joined: Any = node.args[0] if node.target is aten.cat.default else ()
-    return joined[1] if len(joined) == 2 and joined[0].target in ZEROS else None
+    return node.args[0] if node.target in (*VIEWS, *PADS, aten.slice.Tensor) and is_tensor(node.args[0]) else None  # type: ignore[return-value]
 
 
 def _follow(x: Node, steps: Sequence[Node]) -> int | None:
     """n of `_shift`, if these steps from `x` make that."""
     *lead, rows, columns = shape_of(x.meta["val"])
-    at, stretch = len(lead), Stretch(columns)
+    at = len(lead)
+    start: Length | None = 0  # the first entry that is seen, counted through all rows
     for before, node in zip([x, *steps], steps[:-1], strict=False):
         shape = shape_of(node.meta["val"])
-        if len(shape) <= at or not all(map(same, shape[:at], lead)):
+        if start is None or len(shape) <= at or not all(map(same, shape[:at], lead)):
             return None
-        found = stretch if node.target in VIEWS else _step(stretch, at, before, node)
-        if found is None:
-            return None
-        stretch = found
+        start = start if node.target in VIEWS else _step(start, at, before, node)
     last, seen = steps[-1], shape_of(steps[-1].args[0].meta["val"])  # type: ignore[union-attr]
     cut = bind_arguments(last)
-    width, first = seen[-1], _number(cut["start"] or 0)
-    if len(seen) != at + 2 or cut["dim"] % len(seen) != at + 1 or cut["step"] != 1 or not same(minus(stretch.width, width), 1):
+    if start is None or len(seen) != at + 2 or cut["dim"] % len(seen) != at + 1 or cut["step"] != 1 or not same(minus(columns, seen[-1]), 1):
         return None
     if not all(map(same, shape_of(last.meta["val"]), (*lead, rows, rows))):
         return None
-    shift = minus(total((first, stretch.start)), stretch.padded)  # y[i, j] = x[i, j - i + shift]
+    shift = total((_number(cut["start"] or 0), start))  # y[i, j] = x[i, j - i + shift]
     more, least, most = minus(shift, rows), minus(shift, minus(rows, 1)), minus(minus(columns, shift), rows)
     return more if all(isinstance(n, int) for n in (more, least, most)) and least >= 0 and most >= 0 else None
 
 
-def _step(stretch: Stretch, at: int, before: Node, node: Node) -> Stretch | None:
-    """The stretch after a pad or a slice of the dims from `at` on."""
+def _step(start: Length, at: int, before: Node, node: Node) -> Length | None:
+    """The first entry that is seen after a slice of the outermost dim, or a pad behind it; None for other slices and pads."""
     seen, shape = shape_of(before.meta["val"]), shape_of(node.meta["val"])
     if node.target is aten.slice.Tensor:
         cut = bind_arguments(node)
         first, dim = _number(cut["start"] or 0), cut["dim"] % len(seen)
         if same(shape[dim], seen[dim]):
-            return stretch
+            return start
         whole_rows = dim == at and cut["step"] == 1 and not (isinstance(first, int) and first < 0)
-        return replace(stretch, start=total((stretch.start, product((first, *seen[at + 1 :]))))) if whole_rows else None
-    if node.target is aten.cat.default:
-        left, right, dim = shape_of(node.args[0][0].meta["val"])[-1], 0, bind_arguments(node)["dim"] % len(seen)  # type: ignore[index,union-attr]
-    else:
-        pads = bind_arguments(node)["pad"]
-        dim = len(seen) - 1
-        if any(n != 0 for n in pads[2:]):
-            return None
-        left, right = (_number(n) for n in pads[:2])
-    if dim == at and len(seen) == at + 1:  # at the end of the stretch
-        return stretch if left == 0 else None
-    fresh = dim == at + 1 and len(seen) == at + 2 and same(stretch.start, 0) and same(seen[dim], stretch.width) and stretch.padded == 0
-    return Stretch(total((stretch.width, left, right)), left) if fresh else None
+        return total((start, product((first, *seen[at + 1 :])))) if whole_rows else None
+    pads = bind_arguments(node)["pad"]
+    behind = len(seen) == at + 1 and pads[0] == 0 and all(n == 0 for n in pads[2:])
+    return start if behind else None
 
 
 def _number(value: Any) -> Length:

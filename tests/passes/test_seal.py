@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import seqpar
+from seqpar.compat import FakeTensorMode
 from seqpar.passes.seal import sealed_program
 from seqpar.runtime.sealed import SEALED
 
@@ -24,6 +25,18 @@ class Attention(nn.Module):
         return x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
+class Checked(fx.Interpreter):
+    """Runs a program, and compares shapes and strides of sealed operators with what the compiler is told of them."""
+
+    def call_function(self, target, args, kwargs):
+        found = super().call_function(target, args, kwargs)
+        if target is SEALED:
+            with FakeTensorMode() as mode:
+                told = target([mode.from_tensor(x) for x in args[0]], *args[1:])
+            assert [(x.shape, x.stride(), x.dtype) for x in found] == [(x.shape, x.stride(), x.dtype) for x in told]
+        return found
+
+
 def over_ranks(heads, causal, ulysses, ring, comm_dtype=None):
     torch.manual_seed(0)
     model = Attention(heads, causal).eval()
@@ -37,6 +50,7 @@ def over_ranks(heads, causal, ulysses, ring, comm_dtype=None):
             errors.append((out - model(*draw)).abs().max().item())
             spread.append(out.std().item())
     compiled = sealed_program(fast.graph_module)
+    Checked(compiled).run(*draws[1])
     return max(errors), min(spread), fast.plan.attention[0].strategy, [n.target is SEALED for n in compiled.graph.nodes].count(True)
 
 
