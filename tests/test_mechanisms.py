@@ -79,6 +79,19 @@ class Picture(Mechanism):
         return self.mlp(x + self.conv(grid).flatten(2).transpose(1, 2))
 
 
+class Deformable(Mechanism):
+    """Every token looks at four places among all tokens, as Deformable DETR does; here they form a picture one column wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.weights = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 4)
+
+    def step(self, x):
+        picture, places = x.mT.unsqueeze(-1), self.places(x).tanh().unflatten(-1, (4, 2))
+        seen = F.grid_sample(picture, places, align_corners=False)
+        return x + (seen * self.weights(x).softmax(-1)[:, None]).sum(-1).mT
+
+
 class TemporalConvolution(Mechanism):
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +248,7 @@ class ScoresOfTheLayerBefore(Mechanism):
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
 HALOS = (Picture, TemporalConvolution)
-GATHERED = {PairBias: 1, ScoresOfTheLayerBefore: 2}  # one number per token and head, of which every rank makes the pairs; keys and values, twice
+GATHERED = {Deformable: 1, PairBias: 1, ScoresOfTheLayerBefore: 2}  # the picture; one number per token and head, of which every rank makes the pairs; keys and values, twice
 FREE_CALLS = Machine(call_share=0.0)  # these models are so small that computing twice would often be worth a call
 
 

@@ -286,8 +286,7 @@ def indexing(m: Maker) -> list[Row]:
     square = m.i(7, 7, 7)
     return [
         (aten.embedding.default, (table, m.i(9, 2, 12))),
-        (aten.index_select.default, (x, 1, m.i(12, 8))),
-        (aten.index_select.default, (x, -3, m.i(7, 7))),
+        *((aten.index_select.default, (x, dim, index)) for dim, index in ((1, m.i(12, 8)), (-3, m.i(7, 7)))),
         (aten.index.Tensor, (table, [m.i(9, 2, 12)])),
         (aten.index.Tensor, (x, [None, m.i(12, 7)])),
         (aten.index.Tensor, (x, [m.i(7, 4, 1), m.i(12, 6)])),
@@ -299,6 +298,7 @@ def indexing(m: Maker) -> list[Row]:
         (aten.gather.default, (x, -1, m.i(5, 7, 12, 8))),
         (aten.gather.default, (x, 0, m.i(7, 7, 6, 5))),
         (aten.gather.default, (square, 0, square)),
+        (aten.grid_sampler.default, (m.f(7, 4, 6, 9), m.f(7, 8, 5, 2), 0, 0, False)),
         (aten.scatter.src, (x, 1, m.i(12, 7, 4, 5), m.f(7, 4, 5))),
         (aten.scatter.src, (m.f(12, 5), 1, m.i(5, 12, 3), m.f(12, 3))),
         (aten.scatter.src, (m.f(12, 5), 1, m.i(5, 12, 3), m.f(12, 7))),

@@ -64,6 +64,18 @@ def gather(op: Op) -> None:
     op.reason = "looked up along this dim"
 
 
+@rule(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+def grid_sampler(op: Op) -> None:
+    """`input [B, C, *places]` looked up at `grid [B, *out, coordinates]`: every result may need all places."""
+    x, grid = op.index(op.args["input"]), op.index(op.args["grid"])
+    for d in (0, 1):
+        op.carry(x, d, d)
+    op.carry(grid, 0, 0)
+    for d in range(1, op.rank(grid) - 1):
+        op.carry(grid, d, d + 1)
+    op.reason = "looked up along this dim"
+
+
 @rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default)
 def scatter(op: Op) -> None:
     """Other dims than `dim` are cut alike if self, index and source agree on them."""
