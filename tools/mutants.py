@@ -230,7 +230,7 @@ FORM_MUTANTS = (
     Mutant("experts on a rank's tokens count as on all", "runtime/opaque.py", " * math.prod(tensors[0].shape[:-1]) // math.prod(self.tokens) if self.by_token else self.flops", "", BY_TOKEN),
     Mutant("verify compares a model with one that has been called", "verification.py", "restored(model), buffers_kept(model):", "restored(model):", ("tests/test_verify.py::test_a_model_that_counts_its_calls_is_compared_from_one_state",)),
     Mutant("sealed pieces are as long as the sequence is up to their end", "runtime/sealed.py", "(x.shape[0], stop - start, last - first, x.shape[3])", "(x.shape[0], stop - start, last, x.shape[3])", SEALED),
-    Mutant("exchanges of pieces are traced with symbols", "passes/seal.py", "    if name not in SEALABLE or not", "    if True or not", SEALED),
+    Mutant("exchanges of pieces are traced with symbols", "passes/seal.py", "    if name not in SEALABLE or one_stretch:", "    if True:", SEALED),
     Mutant("a view is read in the order of its dims", "passes/strided.py", "    return order + inner", "    return sorted(order + inner)", STRIDED),
     Mutant("a slice is read from the start of its storage", "passes/strided.py", "if isinstance(start, int) and start >= 0 else None", "if isinstance(start, int) else None", STRIDED),
     Mutant("reads behind a view are allowed", "passes/strided.py", "zip(window.shape, stride, strict=True)) < value.numel()", "zip(window.shape, stride, strict=True)) < 2 * value.numel()", STRIDED),
