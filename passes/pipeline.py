@@ -43,6 +43,7 @@ from seqpar.passes.progress import Dump, collector_paused, run_passes, stage
 from seqpar.passes.rearranged import rearranged
 from seqpar.passes.recognise import recognise_attention
 from seqpar.passes.relative_shift import lookups_for_shifts
+from seqpar.passes.same_padding import paddings_as_numbers
 from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
 from seqpar.passes.strided import strides_in_rows
@@ -52,7 +53,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
-NORMALISE = (strides_in_rows, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+NORMALISE = (strides_in_rows, paddings_as_numbers, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

@@ -24,6 +24,13 @@ def native_layer_norm(op: Op) -> None:
     last_dims(op)
 
 
+@rule(aten._native_batch_norm_legit_no_training.default)
+def batch_norm(op: Op) -> None:
+    """[B, C, *positions] with known statistics: a scale and a shift per channel."""
+    op.carry_all(op.index(op.args["input"]), skip=(1,))
+    op.reason = "has its own statistics along this dim"
+
+
 @rule(aten.group_norm.default)
 def group_norm(op: Op) -> None:
     """[B, C, *positions]"""
