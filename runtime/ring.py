@@ -149,9 +149,8 @@ class _Visibility:
 
     @staticmethod
     def of(mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool, query_ranges: list[Range]) -> _Visibility:
-        floor = None
+        mask, floor = None if mask is None else mask[(None,) * (4 - mask.ndim)], None
         if mask is not None and mask.dtype != torch.bool:
-            mask = mask[(None,) * (4 - mask.ndim)]
             floor = (_join(mask, query_ranges, 2) if mask.shape[2] != 1 else mask).amax(-1, keepdim=True)
         return _Visibility(mask, is_causal, scale, enable_gqa, query_ranges, floor)
 
@@ -183,7 +182,6 @@ class _Visibility:
         return torch.where((floor < ABSORBS) & (floor > -math.inf), count.to(lse.dtype).log(), lse)
 
     def _local_mask(self, mask: Tensor, key_ranges: list[Range]) -> Tensor:
-        mask = mask[(None,) * (4 - mask.ndim)]
         for dim, ranges in ((2, self.query_ranges), (3, key_ranges)):
             if mask.shape[dim] != 1:  # else broadcast
                 mask = _join(mask, ranges, dim)

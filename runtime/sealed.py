@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -98,11 +99,17 @@ def written(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], symbol:
 
 def _bound(tensors: Sequence[Tensor], numbers: Sequence[int], call: str) -> tuple[Sealable, list[Any], dict[str, Any]]:
     """The function, args and kwargs; inverse of `written`."""
-    said = json.loads(call)
+    function, forms, spec = _read(call)
     sources = {"tensor": iter(tensors), "number": iter(numbers)}
-    leaves = [next(sources[kind]) if kind in sources else getattr(torch, value) if kind == "dtype" else value for kind, value in said["leaves"]]
-    args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(said["spec"]))
-    return SEALABLE[said["function"]], args, kwargs
+    leaves = [next(sources[kind]) if kind in sources else getattr(torch, value) if kind == "dtype" else value for kind, value in forms]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return function, args, kwargs
+
+
+@lru_cache(maxsize=4096)  # a program makes the same calls at every step
+def _read(call: str) -> tuple[Sealable, list[tuple[str, Any]], Any]:
+    said = json.loads(call)
+    return SEALABLE[said["function"]], said["leaves"], pytree.treespec_loads(said["spec"])
 
 
 def _own(x: Tensor, held: set[int]) -> Tensor:
