@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import datetime
+import gc
 import importlib
 import os
 import pickle
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401  its arguments default to the group there is when it is first imported: none, so that no group outlives its end
 import torch.multiprocessing as mp
 
 from seqpar.errors import MeshError, SeqparError
@@ -115,7 +117,10 @@ def pick_device_type(wanted: str, nproc: int = 1) -> str:
 
 @contextlib.contextmanager
 def process_group(rank: Rank, init_method: str) -> Iterator[None]:
-    """The default process group for the time of the block (the block may destroy it earlier); one that is there already is used and stays."""
+    """The default process group for the time of the block (the block may destroy it earlier); one that is there already is used and stays.
+
+    Afterwards its threads have ended, unless something still refers to it: a process that ended under them would be aborted (`_leave` says why).
+    """
     if dist.is_initialized():
         yield
         return
@@ -136,6 +141,7 @@ def process_group(rank: Rank, init_method: str) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        gc.collect()  # meshes are cycles, and a group that nothing refers to waits for its threads
 
 
 def _rank_of_launcher(device: str) -> Rank:
@@ -160,14 +166,18 @@ def _pickled(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         cloudpickle = importlib.import_module("cloudpickle")
     except ImportError:
         cloudpickle = None
-    try:
-        if cloudpickle is not None:
+    failures = (pickle.PicklingError, AttributeError, TypeError)
+    unsent: Exception | None = None
+    if cloudpickle is not None:
+        try:
             return cloudpickle.dumps(job)
-        if not typed:
+        except failures as error:  # it takes torch.ops, where a script mentions it, for a value
+            unsent = error
+    if not typed:
+        with contextlib.suppress(*failures):
             return pickle.dumps(job)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        if cloudpickle is not None:
-            raise SeqparError(f"launch cannot send the function's call to other processes: {error}") from error
+    if unsent is not None:
+        raise SeqparError(f"launch cannot send the function's call to other processes: {unsent}") from unsent
     name = getattr(function, "__qualname__", repr(function))
     raise SeqparError(
         f"launch cannot send {name} (or an argument) to other processes: put it into a .py file and import it from there, or pip install cloudpickle, "

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -141,6 +143,49 @@ def test_environment_of_a_launcher_is_used(monkeypatch):
     assert not dist.is_initialized()
     # A function may take the group down, so that rank 0 goes on alone.
     assert launch(dist.destroy_process_group, 1, device="cpu") == [None]
+
+
+def run_script(folder, text, **environment):
+    """What a script of a user's prints."""
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(text))
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=600, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the names of threads in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that lets go of a tensor while the interpreter is being taken apart aborts a process that has finished."""
+    text = """
+    import importlib, os, torch, seqpar
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    def gloo():
+        names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+        return sum("gloo" in name for name in names)
+    def job():
+        mesh = init_device_mesh("cpu", (1,))
+        importlib.import_module("torch._dynamo")  # as tracing does
+        dist.all_reduce(torch.ones(3), group=mesh.get_group())
+        before = gloo()
+        dist.destroy_process_group()
+        return before
+    (before,) = seqpar.launch(job, 1, device="cpu")
+    print(before > 0, gloo())
+    """
+    assert run_script(tmp_path, text, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0") == ["True", "0"]
+
+
+def test_a_script_may_mention_torch_ops(tmp_path):
+    text = """
+    import torch, seqpar
+    def job():
+        return int(torch.ops.aten.add(torch.ones(()), 2.0))
+    if __name__ == "__main__":
+        print(*seqpar.launch(job, 2, device="cpu"))
+    """
+    assert run_script(tmp_path, text) == ["3", "3"]
 
 
 def test_no_rank_is_refused():
