@@ -3,7 +3,11 @@
 Before: %wire = start_seq_to_pieces((%q, %k, %v), …, group="7"); …; %p = finish_seq_to_pieces(%wire, (%q, %k, %v), …, group="7")
 After:  %p = seqpar.sealed((%q, %k, %v), (%n, …), '{"function": "seq_to_pieces", …}'); …
 
-Collectives keep their order; work that was put behind such an exchange is no longer behind it.
+Work that was put behind such an exchange is no longer behind it. A compiler keeps the order of the collectives it knows; so that it keeps that of a sealed one
+and its neighbours, too, on all ranks, one of them depends on the other:
+
+Before: %a = seqpar.sealed((%x,), …); %wire = start_gather(%y, …)
+After:  %a = seqpar.sealed((%x,), …); %y_1 = seqpar.after(%y, %a[0]); %wire = start_gather(%y_1, …)
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from torch.fx import Node
 
 from seqpar.passes.schedule import HALVES
 from seqpar.passes.share import copied, with_graph
-from seqpar.runtime.sealed import SEALABLE, SEALED, written
+from seqpar.runtime.sealed import AFTER, SEALABLE, SEALED, written
 from seqpar.runtime.zigzag import zigzag_attention
 
 WHOLES: Mapping[Any, Any] = {start: whole for whole, (start, _) in HALVES.items()}
@@ -40,7 +44,32 @@ def sealed_program(gm: fx.GraphModule) -> fx.GraphModule:
         for old in dict.fromkeys([*users, node]):
             graph.erase_node(old)
         changed = True
-    return with_graph(gm, graph, compiled=True) if changed else gm
+    if not changed:
+        return gm
+    _keep_order(graph, finishes)
+    return with_graph(gm, graph, compiled=True)
+
+
+def _keep_order(graph: fx.Graph, finishes: set[Any]) -> None:
+    """Whatever communicates next to a sealed exchange depends on it, or it on that."""
+    reached: dict[Node, int] = {}  # the last communicating node that a node depends on, itself included; they are counted
+    last: Node | None = None
+    for node in list(graph.nodes):
+        reached[node] = max((reached[x] for x in node.all_input_nodes), default=0)
+        if node.target is not SEALED and (node.target in finishes or "group" not in node.kwargs):
+            continue
+        if last is not None and SEALED in (node.target, last.target) and reached[node] < reached[last]:
+            _put_after(graph, node, last)
+        reached[node] = 1 if last is None else reached[last] + 1
+        last = node
+
+
+def _put_after(graph: fx.Graph, node: Node, last: Node) -> None:
+    first = node.all_input_nodes[0]
+    several = any(user.target is operator.getitem for user in last.users)
+    with graph.inserting_before(node):
+        begun = graph.call_function(operator.getitem, (last, 0)) if several else last
+        node.replace_input_with(first, graph.call_function(AFTER, (first, begun)))
 
 
 def _sealed(node: Node) -> tuple[str | None, tuple[Any, ...]]:

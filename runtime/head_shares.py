@@ -18,7 +18,7 @@ from seqpar.runtime.layout import Range, Segments, global_ranges, is_sharded, lo
 from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.ring import refuse_gradients
 from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block
+from seqpar.runtime.wire import Block, joined
 
 Piece = tuple[int, int, int, int]
 """Start and stop of heads, start and stop of global rows."""
@@ -125,8 +125,8 @@ def finish_pieces_to_seq(
         else:
             found = list(received[peer][i].split([n for _, n in common], 1))
         parts.setdefault((piece[0], piece[1]), []).append(found)
-    columns = [_cat([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
-    return _cat(columns, 2).transpose(1, 2).to(one.dtype)
+    columns = [joined([owner[i] for i in range(len(mine)) for owner in parts[heads]], 1) for heads in sorted(parts)]
+    return joined(columns, 2).transpose(1, 2).to(one.dtype)
 
 
 def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
@@ -147,7 +147,7 @@ def causal_rows(q: Tensor, k: Tensor, v: Tensor, *, first: int, scale: float | N
         results.append(merge(*seen(0, square, 0, before), *partial) if before > 0 else partial)
     if rows > square:
         results.append(seen(square, rows - square, 0, keys))
-    return refuse_gradients(_cat([out.to(q.dtype) for out, _ in results], 2) if results else q.new_zeros((*q.shape[:3], v.shape[3])))
+    return refuse_gradients(joined([out.to(q.dtype) for out, _ in results], 2) if results else q.new_zeros((*q.shape[:3], v.shape[3])))
 
 
 def _parts_of_pieces(
@@ -203,7 +203,7 @@ def _assembled(x: Tensor, segments: Segments, piece: Piece, rank: int, arrived: 
             columns += [found if r == rank else next(arrived[r]) for r in range(len(segment))] if arrived else [found]
         else:
             columns.append(found)
-    return _cat(columns, 1).transpose(1, 2).to(x.dtype)
+    return joined(columns, 1).transpose(1, 2).to(x.dtype)
 
 
 def _common(ranges: Sequence[Range], piece: Piece) -> list[Range]:
@@ -213,7 +213,3 @@ def _common(ranges: Sequence[Range], piece: Piece) -> list[Range]:
         low = sym_min(sym_max(start, piece[2]), piece[3])
         found.append((low, sym_max(sym_min(start + length, piece[3]) - low, 0)))
     return found
-
-
-def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)

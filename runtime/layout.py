@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqpar.compat import sym_max
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, wait
-from seqpar.runtime.wire import from_wire, pack, to_wire, unpack, with_dim
+from seqpar.runtime.wire import from_wire, joined, pack, to_wire, unpack, with_dim
 
 Segment = int | tuple[int, ...]
 Segments = Sequence[Segment]
@@ -93,8 +93,7 @@ def shard(x: Tensor, dim: int, segments: Segments, *, rank: int) -> Tensor:
 
     Pure slicing: a view when one range is left, else one copy.
     """
-    pieces = take(x, dim, global_ranges(segments, rank))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return joined(take(x, dim, global_ranges(segments, rank)), dim)
 
 
 def gather(x: Tensor, dim: int, segments: Segments, *, group: Group) -> Tensor:
@@ -190,7 +189,7 @@ def assemble(x: Tensor, dim: int, segments: Segments, parts: Sequence[Tensor], r
         for r, n in enumerate(segment):
             pieces.append(x.narrow(dim, start, n) if r == rank else parts[r].narrow(dim, offsets[r], n))
             offsets[r] = offsets[r] + n
-    return torch.cat(pieces, dim)
+    return joined(pieces, dim)
 
 
 def _part_shape(x: Tensor, dim: int, segments: Segments, rank: int) -> list[int]:

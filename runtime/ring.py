@@ -19,7 +19,7 @@ from seqpar.runtime.attention import Partial, attend, causal_mask, merge, nothin
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_gather, start_ring_exchange, wait
 from seqpar.runtime.layout import Range, Segments, any_sharded, global_ranges, local_ranges, sharded_only, take, total
 from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block, pack, unpack
+from seqpar.runtime.wire import Block, joined, pack, unpack
 
 ABSORBS = -5e8
 """Adding a bias below this to a score gives the bias back in float32."""
@@ -200,8 +200,7 @@ def _block_shapes(k: Tensor, v: Tensor, length: int, form: Form) -> list[list[in
 
 
 def _join(x: Tensor, ranges: Sequence[Range], dim: int = 2) -> Tensor:
-    pieces = take(x, dim, ranges)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return joined(take(x, dim, ranges), dim)
 
 
 def _extent(ranges: Sequence[Range]) -> tuple[int, int]:

@@ -77,7 +77,19 @@ def _(tensors: Sequence[Tensor], numbers: Sequence[int], call: str) -> list[Tens
     return [tensors[0].new_empty((batch, rows, heads, width)).transpose(1, 2) for batch, heads, rows, width in function.shapes(*args, **kwargs)]
 
 
+@torch.library.custom_op("seqpar::after", mutates_args=())
+def after(x: Tensor, before: Tensor) -> Tensor:
+    """A copy of `x`, with its strides, for what must not begin until `before` has."""
+    return x.clone()
+
+
+@after.register_fake
+def _(x: Tensor, before: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 SEALED = torch.ops.seqpar.sealed.default
+AFTER = torch.ops.seqpar.after.default
 
 
 def written(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], symbol: type) -> tuple[list[Any], list[Any], str]:

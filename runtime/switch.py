@@ -6,12 +6,11 @@ rank that rank's part of the new dim. It moves 1/N of what a gather moves.
 
 import math
 
-import torch
 from torch import Tensor
 
 from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wait
 from seqpar.runtime.layout import Segments, assemble, global_ranges, local_ranges, part_length, sharded_only, take, total
-from seqpar.runtime.wire import Block, from_wire, pack, to_wire, unpack, with_dim
+from seqpar.runtime.wire import Block, from_wire, joined, pack, to_wire, unpack, with_dim
 
 
 def switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segments: Segments, *, group: Group) -> Tensor:
@@ -28,7 +27,7 @@ def start_switch(x: Tensor, dim: int, segments: Segments, to_dim: int, to_segmen
     size, rank = size_of(group), rank_of(group)
     x = to_wire(x)
     rows = sharded_only(segments, local_ranges(segments, rank))
-    mine = torch.cat(take(x, dim, rows), dim) if len(rows) > 1 else x.narrow(dim, *rows[0])
+    mine = joined(take(x, dim, rows), dim)
     blocks: list[Block] = []
     in_sizes, out_sizes = [0] * size, [0] * size
     width = total(global_ranges(to_segments, rank))
@@ -51,7 +50,6 @@ def finish_switch(wire: Tensor, x: Tensor, dim: int, segments: Segments, to_dim:
     width = total(columns)
     shapes = [with_dim(with_dim(x.shape, dim, part_length(segments, peer)), to_dim, width) for peer in range(size) if peer != rank]
     parts = unpack(wait(wire), shapes)
-    own = take(x, to_dim, columns)
-    kept = own[0] if len(own) == 1 else torch.cat(own, to_dim)
+    kept = joined(take(x, to_dim, columns), to_dim)
     parts.insert(rank, kept)
     return from_wire(assemble(kept, dim, segments, parts, rank), dtype)

@@ -31,7 +31,7 @@ from seqpar.runtime.layout import (
 )
 from seqpar.runtime.peers import Incoming, finish_from_peers, start_to_peers
 from seqpar.runtime.travel import Form
-from seqpar.runtime.wire import Block
+from seqpar.runtime.wire import Block, joined
 
 HeadRange = tuple[int, int]
 Heads = Sequence[HeadRange]
@@ -117,8 +117,8 @@ def finish_heads_to_seq(wire: Tensor, x: Tensor, segments: Segments, heads: Head
     parts = finish_from_peers(wire, x.dtype, _parts_of_rows(x, segments, heads, rank), group=group, comm_dtype=comm_dtype)
     x, form = x.transpose(1, 2), Form.of(x.dtype, 1, comm_dtype)
     own = take(x if all(map(is_sharded, segments)) else form.rounded(x), 1, global_ranges(segments, rank))
-    parts[rank] = [own[0] if len(own) == 1 else torch.cat(own, 1)]
-    return torch.cat([parts[r][0] for r in range(size)], 2).transpose(1, 2)
+    parts[rank] = [joined(own, 1)]
+    return joined([parts[r][0] for r in range(size)], 2).transpose(1, 2)
 
 
 def _heads(x: Tensor, heads: Heads, rank: int) -> Tensor:

@@ -1,5 +1,9 @@
-"""Wire buffers: many tensors packed into one flat buffer with one copy, and read back as views."""
+"""Wire buffers: many tensors packed into one flat buffer with one copy, and read back as views.
 
+What a compiler reads of a copy of many pieces is one operator: of more than FEW, Inductor makes a kernel each, with symbolic lengths after seconds of algebra.
+"""
+
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +15,8 @@ from seqpar.compat import being_compiled
 
 Block = tuple[Sequence[Tensor], int]
 """Pieces, and the dim along which they are concatenated on the wire."""
+
+FEW = 8  # pieces that Inductor joins in one kernel, together with what makes them (its `max_pointwise_cat_inputs`)
 
 
 def to_wire(x: Tensor) -> Tensor:
@@ -37,20 +43,32 @@ def pack(blocks: Sequence[Block], like: Tensor, size: int | None = None, dtype: 
     numels = [math.prod(shape) for shape in shapes]
     total = sum(numels)
     size, dtype = total if size is None else size, dtype or like.dtype
+    pieces = [piece for row, _ in blocks for piece in row]
+    if len(pieces) > FEW and being_compiled(like):
+        return torch.ops.seqpar.packed(pieces, [len(row) for row, _ in blocks], [dim for _, dim in blocks], size, dtype)
     if being_compiled(like):  # writes into views would be functionalised into one full copy per piece, and Inductor of torch 2.11 loses their order
-        flat = torch.cat([torch.cat(list(pieces), dim).reshape(-1) for pieces, dim in blocks]).to(dtype)
+        flat = torch.cat([torch.cat(list(row), dim).reshape(-1) for row, dim in blocks]).to(dtype)
         return F.pad(flat, (0, size - total))  # unlike a cat with zeros, adds no guard on the difference
-    if len(blocks) == 1 and len(blocks[0][0]) == 1 and blocks[0][0][0].is_contiguous() and size == total and like.dtype == dtype:
-        return blocks[0][0][0].view(-1)
+    if len(pieces) == 1 and pieces[0].is_contiguous() and size == total and like.dtype == dtype:
+        return pieces[0].view(-1)
     buffer, offset = like.new_empty(size, dtype=dtype), 0
-    for (pieces, dim), shape, numel in zip(blocks, shapes, numels, strict=True):
+    for (row, dim), shape, numel in zip(blocks, shapes, numels, strict=True):
         strides = contiguous_strides(shape)
         start = offset
-        for piece in pieces:  # as_strided: one view where narrow, view and narrow would be three
+        for piece in row:  # as_strided: one view where narrow, view and narrow would be three
             buffer.as_strided(piece.shape, strides, start).copy_(piece)
             start += piece.shape[dim] * strides[dim]
         offset += numel
     return buffer
+
+
+def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`; a single piece as it is."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if len(pieces) > FEW and being_compiled(pieces[0]):
+        return torch.ops.seqpar.joined(list(pieces), dim)
+    return torch.cat(list(pieces), dim)
 
 
 def unpack(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -77,3 +95,25 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
 
 def _cat_shape(pieces: Sequence[Tensor], dim: int) -> list[int]:
     return with_dim(pieces[0].shape, dim, sum(piece.shape[dim] for piece in pieces))
+
+
+@torch.library.custom_op("seqpar::packed", mutates_args=())
+def _packed(pieces: Sequence[Tensor], counts: Sequence[int], dims: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
+    """`pack` of blocks of so many pieces each."""
+    left = iter(pieces)
+    return pack([([next(left) for _ in range(count)], dim) for count, dim in zip(counts, dims, strict=True)], pieces[0], size, dtype)
+
+
+@_packed.register_fake
+def _(pieces: Sequence[Tensor], counts: Sequence[int], dims: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
+    return pieces[0].new_empty(size, dtype=dtype)
+
+
+@torch.library.custom_op("seqpar::joined", mutates_args=())
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(list(pieces), dim)
+
+
+@_joined.register_fake
+def _(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0].new_empty(_cat_shape(pieces, dim), dtype=functools.reduce(torch.promote_types, [piece.dtype for piece in pieces]))

@@ -1,5 +1,7 @@
 """Heads that ranks share and zigzag rings are compiled with symbolic lengths in seconds, once for all lengths, and equal the model."""
 
+import itertools
+
 import pytest
 import torch
 from torch import fx, nn
@@ -7,7 +9,9 @@ from torch.nn import functional as F
 
 import seqpar
 from seqpar.compat import FakeTensorMode
+from seqpar.passes.pipeline import partition
 from seqpar.passes.seal import sealed_program
+from seqpar.passes.trace import trace
 from seqpar.runtime.sealed import SEALED
 
 
@@ -25,6 +29,17 @@ class Attention(nn.Module):
         return x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
+class Beside(nn.Module):
+    """Two attentions that do not need each other, whole heads in the one and shared ones in the other."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = Attention(first, False), Attention(second, False)
+
+    def forward(self, text, image):
+        return self.first(text, image) * self.second(text, image)
+
+
 class Checked(fx.Interpreter):
     """Runs a program, and compares shapes and strides of sealed operators with what the compiler is told of them."""
 
@@ -39,7 +54,7 @@ class Checked(fx.Interpreter):
 
 def over_ranks(heads, causal, ulysses, ring, comm_dtype=None):
     torch.manual_seed(0)
-    model = Attention(heads, causal).eval()
+    model = (Beside(*heads) if isinstance(heads, tuple) else Attention(heads, causal)).eval()
     draws = [(torch.randn(2, text, 16), torch.randn(2, image, 16)) for text, image in ((9, 250), (11, 301), (23, 64))]
     fast = seqpar.sp_compile(model, draws[0], ulysses=ulysses, ring=ring, dynamic=True, backend="aot_eager", comm_dtype=comm_dtype)
     errors, spread = [], []
@@ -60,6 +75,7 @@ def over_ranks(heads, causal, ulysses, ring, comm_dtype=None):
         (6, False, (4, 1), torch.bfloat16, "ulysses (shared heads)", {2}, 2e-2),
         (6, True, (4, 1), None, "ulysses (shared heads)", {2, 3}, 1e-5),  # two exchanges; on some ranks the last rows of a head
         (4, True, (2, 2), None, "ulysses+ring (zigzag)", {1}, 1e-5),
+        ((4, 3), False, (4, 1), None, "ulysses", {2}, 1e-5),
     ],
 )
 def test_compiled_once_for_all_lengths(ranks, heads, causal, mesh, comm_dtype, strategy, count, bound):
@@ -68,3 +84,17 @@ def test_compiled_once_for_all_lengths(ranks, heads, causal, mesh, comm_dtype, s
         assert (error > 1e-4 or comm_dtype is None) and error < bound and spread > 0.1
         assert chosen == strategy
     assert {sealed for *_, sealed in found} == count
+
+
+@pytest.mark.parametrize("heads", [(4, 3), (3, 4), (3, 3)])
+def test_a_sealed_exchange_and_its_neighbours_depend_on_each_other(heads):
+    """A compiler may swap what is independent, and another on another rank: both would wait."""
+    inputs = (torch.randn(1, 9, 16), torch.randn(1, 250, 16))
+    traced = trace(Beside(*heads), inputs, {}, dynamic=True)
+    graph = sealed_program(partition(traced, ulysses=4).program(0)).graph
+    nodes = [node for node in graph.nodes if node.target is SEALED or "group" in node.kwargs and not node.target.__name__.startswith("finish")]
+    needed = {node: set() for node in graph.nodes}
+    for node in graph.nodes:
+        needed[node].update(node.all_input_nodes, *(needed[x] for x in node.all_input_nodes))
+    pairs = [(a, b) for a, b in itertools.pairwise(nodes) if SEALED in (a.target, b.target)]
+    assert len(pairs) >= 2 and all(a in needed[b] for a, b in pairs)
