@@ -82,8 +82,8 @@ def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int
         return Prices(byte=byte, call=call, keys=call, real=True)
     if exchange_bytes:
         byte = min(byte, machine.comm_share * saved / exchange_bytes)
-    block = work / max(attentions, 1)
-    return Prices(byte=byte, call=machine.call_share * block, keys=machine.keys_share * block)
+    block, latency = work / max(attentions, 1), machine.flops_per_s * machine.latency_s
+    return Prices(byte=byte, call=min(machine.call_share * block, latency), keys=machine.keys_share * block)
 
 
 def numel(value: torch.Tensor, sizes: Sizes) -> int:

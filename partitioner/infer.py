@@ -183,7 +183,8 @@ def _add_sequences_beside(result: Inference) -> None:
     sizes, table = result.table.sizes, result.table
     work = {n: node_work(n, sizes) for n in result.relations if is_contraction(n.target)}
     least = WORTH * sum(work.values())
-    for node, relation in result.relations.items():
+    for node in sorted(work, key=lambda n: -work[n]):  # stable: of equal ones the first
+        relation = result.relations[node]
         axes = {a for some in (*relation.operand_axes, *relation.out_axes) for axis in some for a in table.roots(axis)}
         if node not in result.input_dependent or work.get(node, 0) < least or axes & result.sequences.keys():
             continue

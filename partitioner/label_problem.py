@@ -169,7 +169,7 @@ class LabelProblem:
         return found - unclear
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
-        """Parts are long enough to serve their neighbours' halos; only a dim that is one atom has neighbours, and windows, at fixed places.
+        """Parts are long enough to serve their neighbours' halos; only a dim whose outermost factor is one atom has neighbours, and one that is an atom windows, at fixed places.
 
         Statistics count every position once: nothing beside the atom may be whole on every rank.
         """
@@ -180,9 +180,10 @@ class LabelProblem:
             return axis == ((atom,),)
         if dim not in relation.halo:
             return True
-        needed = max(relation.halo[dim]) * self.degrees.ranks
+        inner = self.table.axis_length(axis[1:])
+        needed = -(-max(relation.halo[dim]) // (inner if isinstance(inner, int) else 1)) * self.degrees.ranks
         length = self.table.length(atom)
-        if axis != ((atom,),) or self.sizes.hint(length) < needed:
+        if axis[0] != (atom,) or self.sizes.hint(length) < needed:
             return False
         if not isinstance(length, int):
             self.sizes.assume(sympy.Ge(length, needed), (atom,))

@@ -198,6 +198,11 @@ def _repeat_interleave(emitter: Emitter, node: Node, relation: Relation) -> Call
     return node.target, (bound["self"], bound["repeats"], bound["dim"]), {}
 
 
+def _upsample(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    shape = emitter.local_shape(node)
+    return node.target, (node.args[0], shape[2:], None), {}
+
+
 def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     """A convolution over a sharded dim reads its neighbours' rows, or its window of a whole operand, and no longer pads there."""
     bound = bind_arguments(node)
@@ -209,8 +214,11 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     padding = padding * spatial if len(padding) == 1 else padding
     for dim in (*relation.halo, *relation.windows):
         if emitter.view.produced(node)[dim]:
+            at = dim - (len(layout) - spatial)
+            if dim in relation.halo and padding[at] == 0:  # every part has the zeros around the whole
+                x = emitter.call(aten.narrow.default, (x, dim, relation.halo[dim][0], emitter.local_shape(node)[dim]))
             x = _surroundings(emitter, node, relation, x, dim)
-            padding[dim - (len(layout) - spatial)] = 0
+            padding[at] = 0
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
 
 
@@ -247,6 +255,7 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "moments": _moments,
     "euclidean_norm": _euclidean_norm,
     "repeat_interleave": _repeat_interleave,
+    "upsample": _upsample,
     "halo": _halo,
     "group_norm": _group_norm,
 }

@@ -114,6 +114,30 @@ class KnownStatistics(Mechanism):
         return x + self.norm(self.conv(x.mT)).mT
 
 
+class CausalConvolutions(Mechanism):
+    """Zeros in front only, then more on one side than on the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(WIDTH, WIDTH, 4), nn.Conv1d(WIDTH, WIDTH, 3, dilation=2, groups=WIDTH)
+
+    def step(self, x):
+        y = self.first(F.pad(x.transpose(1, 2), (3, 0)))
+        return x + self.second(F.pad(F.silu(y), (1, 3))).transpose(1, 2)
+
+
+class Enlarged(Mechanism):
+    """Twice as many positions, a convolution over them, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 5)
+
+    def step(self, x):
+        y = self.conv(F.pad(F.interpolate(x.transpose(1, 2), scale_factor=2, mode="nearest"), (2, 2)))
+        return x + y.unflatten(2, (-1, 2)).amax(3).transpose(1, 2)
+
+
 class Shortened(Mechanism):
     """A convolution with a stride makes one token of two before the attention."""
 
@@ -260,7 +284,7 @@ class ScoresOfTheLayerBefore(Mechanism):
 
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
-HALOS = (Picture, TemporalConvolution, KnownStatistics)
+HALOS = {Picture: 1, TemporalConvolution: 1, KnownStatistics: 1, CausalConvolutions: 2, Enlarged: 1}
 GATHERED = {Deformable: 1, PairBias: 1, ScoresOfTheLayerBefore: 2}  # the picture; one number per token and head, of which every rank makes the pairs; keys and values, twice
 FREE_CALLS = Machine(call_share=0.0)  # these models are so small that computing twice would often be worth a call
 
@@ -285,7 +309,7 @@ def test_really_sharded(mechanism):
     length = LENGTH if mechanism is EqualLengths else 10 * LENGTH
     plan = partition(traced(mechanism, 1, length), ulysses=2, machine=FREE_CALLS).plan
     assert plan.sharded_flop_fraction >= 0.99, plan.replicated_ops
-    assert plan.comm_calls["all_to_all"] == 2 * sum(a.strategy == "ulysses" for a in plan.attention) + (mechanism in HALOS)
+    assert plan.comm_calls["all_to_all"] == 2 * sum(a.strategy == "ulysses" for a in plan.attention) + HALOS.get(mechanism, 0)
     assert plan.comm_calls["all_reduce"] == REDUCED.get(mechanism, 0)
     assert plan.comm_calls["all_gather"] == 1 + GATHERED.get(mechanism, 0)
 
@@ -300,6 +324,18 @@ class ShortenedTail(Shortened):
 
 def test_a_shortened_sequence_that_is_cut_in_two_is_right():
     report = verify_traced(traced(ShortenedTail, 2, 41), ulysses=2, ring=1, machine=FREE_CALLS)
+    assert report.ok, report
+
+
+class Tiled(Enlarged):
+    """The sequence twice, one after the other: the neighbours of a part lie in the other copy."""
+
+    def step(self, x):
+        return x + self.conv(F.pad(x.transpose(1, 2).repeat(1, 1, 2), (2, 2))).unflatten(2, (2, -1)).amax(2).transpose(1, 2)
+
+
+def test_a_convolution_over_copies_is_right():
+    report = verify_traced(traced(Tiled, 2, 41), ulysses=2, ring=1, machine=FREE_CALLS)
     assert report.ok, report
 
 

@@ -93,7 +93,7 @@ EMIT_MUTANTS = (
     Mutant("leading padding is on every rank", "passes/localise.py", "table.expand(atoms[:1]), layouts[dim]", "table.expand(atoms[:1]), frozenset()", (*LOCALISE, "check_rules constant_pad_nd pad")),
     Mutant("padding before is put after", "passes/localise.py", "        if head:\n            pads[at] =", "        if head:\n            pads[at + 1] =", (*LOCALISE, "check_rules constant_pad_nd pad")),
     Mutant("a mean is not a sum", "passes/localise.py", "return aten.sum.dim_IntList, (bound", "return aten.mean.dim, (bound", LOCALISE),
-    Mutant("a sharded convolution still pads", "passes/localise.py", "padding[dim - (len(layout) - spatial)] = 0", "pass", ("check_rules conv1d",)),
+    Mutant("a sharded convolution still pads", "passes/localise.py", "            padding[at] = 0\n", "", ("check_rules conv1d",)),
     Mutant("a window begins at its place among the results", "passes/localise.py", "needed.stride * position + needed.first", "position + needed.first", ("check_rules conv1d conv2d",)),
     Mutant("a window begins behind the padding", "partitioner/rules/conv.py", 'Window(setting("stride", i), -padding,', 'Window(setting("stride", i), 0,', ("check_rules conv1d conv2d",)),
     Mutant("a window of a dim of two sequences is taken for one", "partitioner/label_problem.py", "            return axis == ((atom,),)\n        if dim not in relation.halo", "            return True\n        if dim not in relation.halo", ("tests/test_mechanisms.py::test_a_shortened_sequence_that_is_cut_in_two_is_right",)),
@@ -112,7 +112,7 @@ EMIT_MUTANTS = (
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
     Mutant("a switch goes to the parts it comes from", "passes/turn.py", "parts(source, have), index[target]", "parts(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
     Mutant("statistics of a group norm count what is whole on every rank", "partitioner/label_problem.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
-    Mutant("parts too short for a halo are cut", "partitioner/label_problem.py", "needed = max(relation.halo[dim]) * self.degrees.ranks", "needed = 0", ("check_rules conv1d",)),
+    Mutant("parts too short for a halo are cut", "partitioner/label_problem.py", "(inner if isinstance(inner, int) else 1)) * self.degrees.ranks", "(inner if isinstance(inner, int) else 1)) * 0", ("check_rules conv1d",)),
     Mutant("an atom in two places of a dim is cut", "partitioner/label_problem.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
     Mutant("a part of a dim is reduced", "partitioner/label_problem.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", ("tests/partitioner/test_chains.py::test_every_choice_of_sequences_is_right",)),
 )  # fmt: skip
@@ -237,6 +237,13 @@ FORM_MUTANTS = (
     Mutant("what wraps around is looked up", "passes/relative_shift.py", "and least >= 0 and most >= 0", "and least >= 0", SHIFT),
     Mutant("what lies before a row is looked up", "passes/relative_shift.py", "and least >= 0 and most >= 0", "and most >= 0", SHIFT),
     Mutant("a read is repeated whichever line asks", "passes/replay.py", "(self.records[i].function, self.records[i].where) == (self.function, where)", "self.records[i].function == self.function", ("tests/passes/test_replay.py::test_each_kind_of_read_is_exact_static_and_guarded",)),
+    Mutant("neighbours of a sharded atom are those within it", "partitioner/label_problem.py", "if axis[0] != (atom,) or", "if (atom,) not in axis or", ("tests/test_mechanisms.py::test_a_convolution_over_copies_is_right",)),
+    Mutant("an enlarged dim is repeated as a whole", "partitioner/rules/upsample.py", "(*op.axis(0, dim), *op.table.fresh_axis(times))", "(*op.table.fresh_axis(times), *op.axis(0, dim))", ("check_rules upsample_nearest1d upsample_nearest2d",)),
+    Mutant("zeros in front of a convolution are on both sides", "passes/conv_padding.py", "before if before == after > 0 else 0", "before if before > 0 else 0", ("tests/test_mechanisms.py",)),
+    Mutant("zeros around a part are taken for its rows", "passes/localise.py", "(x, dim, relation.halo[dim][0], emitter.local_shape(node)[dim])", "(x, dim, 0, emitter.local_shape(node)[dim])", ("tests/test_mechanisms.py",)),
+    Mutant("the first contraction chooses its sequence", "partitioner/infer.py", "sorted(work, key=lambda n: -work[n])", "list(work)", ("tests/partitioner/test_beside.py",)),
+    Mutant("an extra collective costs a share of a block however long that takes", "partitioner/cost.py", "call=min(machine.call_share * block, latency)", "call=machine.call_share * block", ("tests/test_decoders.py",)),
+    Mutant("a sealed exchange may be swapped with its neighbour", "passes/seal.py", "    _keep_order(graph, finishes)\n", "", SEALED),
 )  # fmt: skip
 
 MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS

@@ -394,7 +394,7 @@ def convolutions(m: Maker) -> list[Row]:
         (aten.reflection_pad2d.default, (m.f(7, 4, 5, 5), [2, 1, 1, 1])),
         (aten.reflection_pad3d.default, (m.f(7, 4, 3, 3, 3), [1] * 6)),
         (aten.replication_pad3d.default, (m.f(7, 4, 3, 3, 3), [1] * 6)),
-        (aten.upsample_nearest2d.vec, (m.f(7, 4, 3, 3), None, [2.0, 2.0])),
         (aten.upsample_bilinear2d.vec, (m.f(7, 4, 3, 3), [5, 6], False, None)),
-        (aten.upsample_nearest3d.vec, (m.f(7, 4, 3, 3, 3), None, [2.0, 1.0, 1.0])),
+        *((getattr(aten, f"{name}{n}d").vec, (m.f(7, 4, *[17, 3, 2][:n]), None, [2.0, 3.0, 1.0][:n])) for n in (1, 2, 3) for name in ("upsample_nearest", "_upsample_nearest_exact")),
+        (aten.upsample_nearest2d.vec, (m.f(7, 4, 18, 3), [36, 4], None)),
     ]

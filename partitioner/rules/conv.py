@@ -1,6 +1,6 @@
 """Convolutions: batch keeps its place; so does space where the length is kept, with the neighbours' positions as a halo.
 
-Where the length changes (strides), parts of the result are made of windows of the whole operand.
+Zeros that were put around it before count as kept. Where the length changes (strides), parts of the result are made of windows of the whole operand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from seqpar.partitioner.lengths import same
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite, Window
+from seqpar.partitioner.zeros import zeros_around
 
 aten = torch.ops.aten
 
@@ -27,11 +28,15 @@ def conv(op: Op) -> None:
         value = op.args[name]
         return value if isinstance(value, int) else value[i if len(value) > 1 else 0]
 
+    zeros = zeros_around(op.operands[x])
     for i in range(spatial):
         dim = i + 1 + batched
         kernel, padding, dilation = op.shapes[weight][i + 2], setting("padding", i), setting("dilation", i)
         before, after = padding, dilation * (int(kernel) - 1) - padding
-        if setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
+        in_front, behind = zeros[spatial - 1 - i] if spatial - 1 - i < len(zeros) else (0, 0)
+        if setting("stride", i) == 1 and padding == 0 and min(in_front, behind) >= 0 and in_front + behind == after > 0:
+            _keep_length(op, x, dim, in_front, behind)
+        elif setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
             op.windows[dim] = Window(setting("stride", i), -padding, dilation * (int(kernel) - 1) + 1)
         elif not op.is_one(x, dim):
             op.carry(x, dim, dim)
@@ -39,6 +44,14 @@ def conv(op: Op) -> None:
                 op.halo[dim] = (before, after)
     op.rewrite = Rewrite("halo")
     op.reason = "a convolution over this dim"
+
+
+def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
+    """The operand has so many zeros more than the result has positions (a causal convolution has them all in front): they are read as a halo is."""
+    factors = op.axis(x, dim)
+    if len(factors) == 1 and (inside := factors[0][bool(before) : len(factors[0]) - bool(after)]):
+        op.place(x, dim, dim, (inside,))
+        op.halo[dim] = (before, after)
 
 
 @rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -51,8 +64,8 @@ def other_conv(op: Op) -> None:
 
 NEIGHBOURS = {
     1: (aten.reflection_pad1d.default, aten.replication_pad1d.default),
-    2: (aten.avg_pool2d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec),
-    3: (aten.avg_pool3d.default, aten.reflection_pad3d.default, aten.replication_pad3d.default, aten.upsample_nearest3d.vec),
+    2: (aten.avg_pool2d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default, aten.upsample_bilinear2d.vec),
+    3: (aten.avg_pool3d.default, aten.reflection_pad3d.default, aten.replication_pad3d.default),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import seqpar
+from seqpar.passes.pipeline import NORMALISE, TIDY
 from seqpar.passes.progress import Dump, collector_paused, run_passes, stage
 
 
@@ -54,10 +55,8 @@ def test_one_file_per_pass_numbered(seen):
     _, folder = seen
     assert sorted(path.name.partition("_of_rank")[0] for path in folder.iterdir()) == ["2x1_0", "2x1_1"], "a folder per program"
     files = sorted(path for path in next(iter(folder.iterdir())).iterdir())
-    assert [path.name for path in files] == [
-        "00_traced.txt", "01_strides_in_rows.txt", "02_paddings_as_numbers.txt", "03_rearranged.txt", "04_lookups_for_shifts.txt", "05_flex_to_attention.txt", "06_flex_by_rows.txt",
-        "07_kernels_to_attention.txt", "08_recognise_attention.txt", "09_operands_apart.txt", "10_simplify_masks.txt", "11_losses_by_token.txt", "12_drop_copies.txt", "13_layouts.txt", "14_program_of_rank_0.txt", "15_scheduled_of_rank_0.txt",
-    ]  # fmt: skip
+    names = ["traced", *(rewrite.__name__ for rewrite in (*NORMALISE, *TIDY)), "layouts", "program_of_rank_0", "scheduled_of_rank_0"]
+    assert [path.name for path in files] == [f"{i:02}_{name}.txt" for i, name in enumerate(names)]
     traced, *_, layouts, program, _ = (path.read_text() for path in files)
     recognised = next(path.read_text() for path in files if "recognise" in path.name)
     assert traced.startswith("# traced: ") and "torch.ops.aten" in traced
