@@ -24,6 +24,7 @@ from seqpar.partitioner.marker import graph_line
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.apart import operands_apart
 from seqpar.passes.boundary import detach
+from seqpar.passes.composites import composites_apart
 from seqpar.passes.conv_padding import pads_in_convolutions
 from seqpar.passes.copies import drop_copies
 from seqpar.passes.count import Counts
@@ -54,7 +55,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
-NORMALISE = (strides_in_rows, paddings_as_numbers, pads_in_convolutions, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+NORMALISE = (composites_apart, strides_in_rows, paddings_as_numbers, pads_in_convolutions, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, kernels_to_attention, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

@@ -97,6 +97,13 @@ def index_copy(op: Op) -> None:
     op.reason = "written to by position along this dim"
 
 
+@rule(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+def index_fill(op: Op) -> None:
+    """Other dims than `dim` keep their place."""
+    op.carry_all(op.index(op.args["self"]), skip=(op.args["dim"],))
+    op.reason = "written to by position along this dim"
+
+
 @rule(aten.index_put.default)
 def index_put(op: Op) -> None:
     """Integer tensors at adjacent dims: the other dims keep their place, in the values too."""

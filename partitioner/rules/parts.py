@@ -142,7 +142,7 @@ def unbind(op: Op) -> None:
     select(op)
 
 
-@rule(aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, aten.split_with_sizes_copy.default)
+@rule(aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, aten.split_with_sizes_copy.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default)
 def split(op: Op) -> None:
     dim = op.args["dim"] % op.rank()
     op.carry_all(skip=(dim,))

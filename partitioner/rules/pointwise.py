@@ -41,6 +41,9 @@ aten = torch.ops.aten
     aten.floor_divide.default,
     aten.floor_divide.Scalar,
     aten.dropout.default,
+    aten.hardswish.default,
+    aten.log_sigmoid.default,
+    aten._prelu_kernel.default,
     aten.fill.Scalar,
     aten.fill.Tensor,
     aten.__and__.Scalar,
@@ -68,6 +71,7 @@ def looked_up(op: Op) -> None:
 @rule(aten.type_as.default)
 def type_as(op: Op) -> None:
     first = op.index(op.args["self"])
+    op.alike = True
     op.carry_all(first)
     op.free = set(range(len(op.operands))) - {first}
 

@@ -1,0 +1,95 @@
+"""Operators without a rule that PyTorch writes in terms of others become those, where all of them have one.
+
+Before: %y = aten.concatenate(%a, %b, 1);  %c = aten.cosine_similarity(%q, %k, -1)
+After:  %y = aten.cat(%a, %b, 1);          %n = aten.linalg_vector_norm(%q, …); …
+
+What they become is what runs in eager mode, too: the results have the same bits.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqpar.compat import pytree
+from seqpar.partitioner.registry import registry
+from seqpar.passes.share import copied, with_graph
+
+MANY = 32  # parts: a recurrent network is written out step by step
+SIZES = (operator.getitem, torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
+ORIGIN = ("stack_trace", "helper_lines", "inner_line", "nn_module_stack")
+
+
+def composites_apart(gm: GraphModule) -> GraphModule:
+    """A copy of `gm` in which such operators are replaced by their parts; `gm` itself if it has none."""
+    if not any(_is_composite(node) for node in gm.graph.nodes):
+        return gm
+    graph, changed = copied(gm.graph), False
+    for node in list(graph.nodes):
+        parts = _parts(node) if _is_composite(node) else None
+        if parts is not None:
+            _inline(graph, node, parts)
+            changed = True
+    return with_graph(gm, graph) if changed else gm
+
+
+def _is_composite(node: Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and registry.find(node.target) is None and node.target._can_decompose()
+
+
+def _parts(node: Node) -> Graph | None:
+    """What the operator does, as a graph of the nodes among its arguments; None if there are many parts, or one without a rule."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    nodes = [leaf for leaf in leaves if isinstance(leaf, Node)]
+
+    def call(*values: Any) -> Any:
+        given = iter(values)
+        args, kwargs = pytree.tree_unflatten([next(given) if isinstance(leaf, Node) else leaf for leaf in leaves], spec)
+        with _AtMost(MANY):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        with torch.no_grad():
+            graph = make_fx(call)(*(leaf.meta["val"] for leaf in nodes)).graph
+    except Exception:  # it has many parts, or needs values: it stays whole
+        return None
+    calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
+    return graph if all(part.op == "call_function" and (part.target in SIZES or registry.find(part.target) is not None) for part in calls) else None
+
+
+class _AtMost(TorchDispatchMode):
+    """Raises when more than so many operators are called."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("many parts")
+        return function(*args, **(kwargs or {}))
+
+
+def _inline(graph: Graph, node: Node, parts: Graph) -> None:
+    """Put the parts in place of the node."""
+    nodes: Sequence[Node] = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
+    copies: dict[Node, Node] = dict(zip(parts.find_nodes(op="placeholder"), nodes, strict=True))
+    with graph.inserting_before(node):
+        results = graph.graph_copy(parts, copies)
+    for part, copy in copies.items():
+        if part.op == "call_function":
+            copy.meta = {**{key: value for key, value in node.meta.items() if key in ORIGIN}, "val": part.meta["val"]}
+    if isinstance(results, Node):
+        node.replace_all_uses_with(results)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
+            graph.erase_node(user)
+    graph.erase_node(node)

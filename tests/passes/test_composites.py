@@ -1,0 +1,68 @@
+"""Operators that PyTorch writes in terms of others keep the sequence divided; what has many parts stays whole and is named."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seqpar.partitioner.cost import Machine
+from seqpar.passes.composites import composites_apart
+from seqpar.passes.pipeline import partition
+from seqpar.passes.trace import trace
+from seqpar.verification import verify_traced
+
+WIDTH = 32
+FREE_CALLS = Machine(call_share=0.0)
+
+
+class Model(nn.Module):
+    """Attention, then a step on the tokens [B, S, WIDTH]."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(self.step(x))
+
+
+STEPS = {
+    "concatenate": lambda x: torch.concatenate([x[..., 8:], x[..., :8]], -1),
+    "aliases": lambda x: torch.divide(torch.subtract(torch.multiply(x, 2.0), 1.0), torch.absolute(x) + torch.greater(x, 0.0)),
+    "stacks": lambda x: torch.column_stack([x[:, :10], torch.hstack([x[:, 10:20], x[:, 20:]])]),
+    "tile": lambda x: torch.tile(x, (1, 1, 2))[..., :WIDTH],
+    "similarity": lambda x: F.cosine_similarity(x, x.roll(1, -1), dim=-1).unsqueeze(-1) * x,
+    "tensordot": lambda x: torch.tensordot(torch.inner(x, torch.eye(WIDTH).flip(0)), torch.eye(WIDTH).flip(1), 1),
+    "activations": lambda x: F.prelu(F.hardswish(F.logsigmoid(x)), torch.tensor([0.2])),
+    "moments": lambda x: torch.std_mean(x, -1, keepdim=True)[0] * x,
+    "chunks": lambda x: torch.cat(torch.tensor_split(x, 3, -1)[::-1], -1),
+    "difference": lambda x: F.pad(x.diff(dim=-1), (1, 0)),
+    "taken": lambda x: torch.take_along_dim(x, x.argsort(-1), -1),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+@pytest.mark.parametrize("name", STEPS)
+def test_tokens_stay_where_they_are(name, dynamic):
+    torch.manual_seed(0)
+    traced = trace(Model(STEPS[name]).eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=dynamic)
+    report = verify_traced(traced, ulysses=2, ring=1, machine=FREE_CALLS)
+    assert report.ok and report.plan.comm_calls["all_gather"] == 1, report
+    assert not [op for op in report.plan.replicated_ops if "no rule" in op.reason]
+
+
+class Recurrent(Model):
+    def __init__(self):
+        super().__init__(lambda x: self.recurrent(x)[0])
+        self.recurrent = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+
+def test_what_has_many_parts_stays_whole():
+    torch.manual_seed(0)
+    traced = trace(Recurrent().eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=False)
+    assert composites_apart(traced.gm) is traced.gm
+    plan = partition(traced, ulysses=2, machine=FREE_CALLS).plan
+    assert [op.op for op in plan.replicated_ops if "no rule" in op.reason] == ["aten.lstm.input"]
