@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from seqpar import logs
-from seqpar.errors import SignatureError
+from seqpar.errors import SignatureError, UnsupportedError
 from seqpar.module import SequenceParallelModule
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import rates_of
@@ -74,7 +74,7 @@ def sp_compile(
 
     Raises:
         PlanError: `sp_plan` contradicts the model.
-        UnsupportedError: nothing travels as `comm_dtype`.
+        UnsupportedError: nothing travels as `comm_dtype`, or the model is compiled already.
         MeshError: degrees, world size, mesh do not fit, there is no process group, or no such hardware.
         TraceError: the model cannot be traced.
         SignatureError: the example inputs do not fit the model.
@@ -83,6 +83,8 @@ def sp_compile(
     logs.configure()
     check_degrees(ulysses=ulysses, ring=ring)
     check_comm_dtype(comm_dtype)
+    if any(isinstance(module, SequenceParallelModule) for module in model.modules()):
+        raise UnsupportedError(f"{type(model).__name__} is or holds a module that sp_compile returned; compile the model itself, once")
     args, kwargs = split_inputs(example_inputs)
     canonical_call(inspect.signature(model.forward), args, kwargs)
     built = sequence_mesh(ulysses, ring, mesh, device_type(model, args, kwargs))
@@ -201,7 +203,7 @@ class Compiler:
         partitioned = partition(traced, ulysses=asked.ulysses, ring=asked.ring, machine=asked.machine, comm_dtype=asked.comm_dtype)
         if partitioned.nothing_to_shard and not self.warned and asked.ranks > 1:
             self.warned = True
-            warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence; every rank runs all of it", stacklevel=2)
+            warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence, and too little other work to divide; every rank runs all of it", stacklevel=2)
         rank = self.mesh.rank if self.mesh is not None else 0
         unbound = partitioned.program(rank)
         gm = bind_groups(unbound, self.mesh)

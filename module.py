@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from seqpar.compat import pytree
+from seqpar.errors import UnsupportedError
 from seqpar.passes.arguments import Call
 from seqpar.passes.readable import readable
 from seqpar.program import Program, run_program, write_back
@@ -96,7 +97,8 @@ class SequenceParallelModule(torch.nn.Module):
 
     It takes and returns full (global) tensors on every rank. Parameters, buffers, `state_dict`, `config`, `dtype`, methods: all the
     model's own. A new combination of shapes, dtypes and values reuses a symbolic program or makes a new one, on all ranks together.
-    After adding layers to the model (unmerged adapters) directly, call `recompile()`.
+    Weights and buffers are shared; what else decides the result (a scale, a flag, hooks, which layers there are) is what it was when a program was made: after changing
+    that on the model directly, call `recompile()`.
 
     A call raises `SignatureError` if its inputs have another structure than the example, and `TraceError`, `MeshError` or
     `DisagreementError` if a new program was needed and could not be made.
@@ -312,6 +314,17 @@ class SequenceParallelModule(torch.nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `load_state_dict`."""
         return self._model.load_state_dict(*args, **kwargs)
+
+    def __copy__(self) -> "SequenceParallelModule":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SequenceParallelModule":
+        raise UnsupportedError("a compiled module has programs of this rank and cannot be copied: copy the model before compiling it, and compile the copy")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedError("a compiled module has programs of this rank and cannot be pickled: send the model and compile it there, keep its `state_dict()`, or use `seqpar.save`")
 
     def extra_repr(self) -> str:
         """Which model this is."""

@@ -13,8 +13,8 @@ from torch import fx
 from seqpar.errors import UnsupportedError
 from seqpar.passes.guards import InputSizes, input_sizes
 from seqpar.passes.read_guard import ReadGuard
-from seqpar.passes.state import StateWrite
-from seqpar.passes.trace import Mutation, Traced
+from seqpar.passes.state import Mutation, StateWrite
+from seqpar.passes.trace import Traced
 
 
 @dataclass(frozen=True)

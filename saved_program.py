@@ -24,7 +24,7 @@ from seqpar.passes.replay import Record
 from seqpar.passes.save_graph import Constants, plain_name, read_constants, read_graph, write_graph
 from seqpar.passes.save_sizes import read_sizes, write_sizes
 from seqpar.passes.save_values import Codec, read_spec, read_tensor, write_spec, write_tensor
-from seqpar.passes.trace import Mutation
+from seqpar.passes.state import Mutation
 from seqpar.program import Interface, Program, Saved
 from seqpar.runner import Runner
 from seqpar.signature import Signature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
 from torch.fx import Node
 
 from seqpar.partitioner.balance import in_zigzag
@@ -44,3 +45,17 @@ def execution_of(inference: Inference, solution: Solution, node: Node) -> Execut
 def mesh_name(degrees: Degrees) -> str:
     """How plans call attention over this mesh."""
     return "+".join(name for name, degree in (("ulysses", degrees.ulysses), ("ring", degrees.ring)) if degree > 1)
+
+
+def head_conditions(inference: Inference, solution: Solution) -> list[sympy.Basic]:
+    """Heads are exchanged by number: where that is symbolic (frames, or heads and batch in one dim), it is the example's."""
+    table = inference.table
+    found: dict[sympy.Basic, None] = {}
+    for node in solution.labels.exchanged:
+        spec = inference.relations[node].attention
+        if execution_of(inference, solution, node).division.degrees.ulysses == 1:
+            continue
+        for heads in (table.axis_length(inference.relations[node].operand_axes[i][1]) for i in (spec.q, spec.k, spec.v)):
+            if not isinstance(heads, int):
+                found[sympy.Eq(heads, table.sizes.hint(heads))] = None
+    return list(found)

@@ -94,8 +94,7 @@ def infer(
             break
         fused.update(marks)
     result.fused = bool(fused)
-    if result.sequences:
-        _add_sequences_beside(result)
+    _add_sequences_beside(result)
     return result
 
 

@@ -8,6 +8,7 @@ import torch
 
 from seqpar.compat import pytree
 from seqpar.passes.arguments import Call
+from seqpar.passes.effects import StateWatch
 from seqpar.passes.opaque import OpaqueReplayer
 from seqpar.passes.replay import Replayer
 from seqpar.passes.stamp import Stamper
@@ -22,6 +23,7 @@ class Result:
     in_graph: tuple[bool, ...] = ()
     literals: tuple[Any, ...] = ()
     states: tuple[StateWrite, ...] = ()  # outputs counted from the first of them
+    assigns = False  # attributes of the model, or what they hold
 
 
 class BufferAssigned(Exception):  # noqa: N818 - an answer, not an error
@@ -53,7 +55,9 @@ class FlatModel(torch.nn.Module):
         args, kwargs = self.call.bind(arguments)
         stamps = nullcontext() if self.stamper is None else self.stamper.active()
         with self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
+            watch = StateWatch(self.model)
             returned = self.model(*args, **kwargs)
+            self.result.assigns = watch.changed() is not None
         self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)
         inside = tuple(isinstance(out, torch.Tensor | torch.SymInt) for out in outputs)

@@ -120,8 +120,7 @@ def check(others: Sequence[Any], verb: str) -> None:
 
 def steady(forward: Callable[..., Any], leaves: Sequence[Any], spec: Any, returned: Sequence[Any]) -> bool:
     """False if the shapes of the results change with the content of floating arguments (one other content is tried; every call checks)."""
-    other = [stirred(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() else leaf for leaf in leaves]
-    args, kwargs = pytree.tree_unflatten(other, spec)
+    args, kwargs = pytree.tree_unflatten([stirred(leaf) for leaf in leaves], spec)
     try:
         again = pytree.tree_leaves(forward(*args, **kwargs))
     except Exception:  # such content may mean nothing to it

@@ -16,7 +16,7 @@ from torch import fx
 from seqpar.compat import symbol_hints
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.division import Degrees
-from seqpar.partitioner.execution import execution_of
+from seqpar.partitioner.execution import execution_of, head_conditions
 from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
@@ -90,7 +90,8 @@ class Partitioned:
 
     @property
     def nothing_to_shard(self) -> bool:
-        return not self.inference.sequences
+        """No attention over a sequence, and no other work whose division would pay."""
+        return all(weight == BESIDE for weight in self.inference.sequences.values()) and not self.solution.labels.sharded
 
     @cached_property
     def view(self) -> LayoutView:
@@ -107,6 +108,7 @@ class Partitioned:
         # A sequence that no attention knows and that stays whole may have any length.
         sequences = [a for a, weight in self.inference.sequences.items() if weight != BESIDE or a in cut]
         relations = [c for c, about in table.sizes.conditions() if any(a in sequences for b in about for a in table.expand((b,)))]
+        relations += head_conditions(self.inference, self.solution)
         for atom in sequences:
             length = table.length(atom)
             if not isinstance(length, int):

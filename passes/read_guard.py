@@ -257,8 +257,10 @@ def check_fractions(guard: ReadGuard, example: Sequence[Tensor]) -> None:
     raise_all(refused)
 
 
-def stirred(tensor: Tensor) -> Tensor:
-    """Another tensor of about the same distribution, the same one each time."""
+def stirred(tensor: Any) -> Any:
+    """Another tensor of about the same distribution, the same one each time; whatever is no tensor of floating numbers stays."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
+        return tensor
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
     noise = torch.randn(tensor.numel(), generator=generator).to(tensor)

@@ -33,7 +33,7 @@ def explain(plan: Plan) -> str:
         peaks = f"{amount(m.peak_alone)}B in one process, {amount(m.peak)}B per rank"
         lines.append(f"memory    parameters {amount(m.parameters)}B and inputs {amount(m.inputs)}B, whole on every rank; activations at their peak {peaks}")
     if plan.nothing_to_shard:
-        lines.append("nothing to shard: the model has no attention that seqpar knows; every rank runs it whole")
+        lines.append("nothing to shard: the model has no attention that seqpar knows, and too little other work to divide; every rank runs it whole")
     if details is not None:
         lines += stage_lines(details.stages, details.rank)
     lines += collective_lines(plan) + attention_lines(plan, details) + replicated_lines(plan)

@@ -24,6 +24,21 @@ PLAIN = (
 DEPTH = 8
 
 
+@dataclass(frozen=True)
+class Mutation:
+    """The model writes to a buffer or to an input: output `output` of the graph is the new content.
+
+    Invariants: exactly one of `buffer` (qualified name) and `placeholder` (index) is set.
+    """
+
+    output: int
+    buffer: str | None = None
+    placeholder: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.buffer is None) != (self.placeholder is None)
+
+
 class Opened:
     """An object as its class and its attributes."""
 

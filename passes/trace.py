@@ -28,6 +28,7 @@ from seqpar.passes.boundary import Marks
 from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.frames import helpers_seen, split_frames
+from seqpar.passes.kept_state import check_no_state
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.padded_encoder import padding_zeroed
 from seqpar.passes.progress import collector_paused, staged
@@ -35,7 +36,7 @@ from seqpar.passes.read_guard import ActivationRead, ReadGuard, Unguarded, build
 from seqpar.passes.region import base_name
 from seqpar.passes.replay import Record, Replayer, record_reads
 from seqpar.passes.share import share_graph
-from seqpar.passes.state import StateWrite
+from seqpar.passes.state import Mutation, StateWrite
 from seqpar.passes.trace_error import ContentNeeded, trace_error
 from seqpar.passes.warm import restored
 from seqpar.runtime.opaque import OpaqueCall
@@ -49,28 +50,13 @@ ATTENTION = (aten.scaled_dot_product_attention.default, aten.softmax.int, aten._
 
 
 @dataclass(frozen=True)
-class Mutation:
-    """The model writes to a buffer or to an input: output `output` of the graph is the new content.
-
-    Invariants: exactly one of `buffer` (qualified name) and `placeholder` (index) is set.
-    """
-
-    output: int
-    buffer: str | None = None
-    placeholder: int | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.buffer is None) != (self.placeholder is None)
-
-
-@dataclass(frozen=True)
 class Traced:
     """A model as one graph.
 
     Invariants: placeholders of `gm` are the leaves `call.leaves[i] for i in input_positions`, in order; the outputs of `gm` are
     the leaves of `out_spec` (tensors, SymInts and literal constants) followed by one per entry of `mutations`, then those that
     `states` (attributes the model assigns on its arguments) name. `guard`, if any, must
-    hold for the inputs of a call: the graph is made for the values the model reads from them. `marks`: what put markers into `gm`.
+    hold for the inputs of a call: the graph is made for the values the model reads from them. `marks`: what put markers into `gm`. `assigns`: the traced call changed attributes of the model.
     """
 
     gm: fx.GraphModule
@@ -85,6 +71,7 @@ class Traced:
     guard: ReadGuard | None = None
     states: tuple[StateWrite, ...] = ()
     marks: Marks | None = None
+    assigns: bool = False
 
     @property
     def reads(self) -> tuple[Record, ...]:
@@ -131,6 +118,8 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
             traced = trace_activation_reads(model, call, dynamic, refused, warm_failure, Choice(by_token))
         except ContentNeeded as error:
             traced = trace_around(model, call, dynamic, error, Choice(by_token))
+    if traced.assigns and warm and warm_failure is None:
+        check_no_state(model, call)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)
 
 
@@ -302,7 +291,7 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
     shape_env, symbols = read_symbols(gm)
     result_count = result.spec.num_leaves + len(mutations)
     tensors = {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
-    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0, guard, tuple(write.moved(result_count) for write in result.states))
+    return Traced(gm, tensors, call, tuple(positions), result.spec, mutations, shape_env, symbols, 0.0, guard, tuple(write.moved(result_count) for write in result.states), assigns=result.assigns)
 
 
 def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exported: torch.export.ExportedProgram, user_inputs: Mapping[str, int]) -> tuple[tuple[Mutation, ...], list[fx.Node]]:

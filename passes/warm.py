@@ -14,10 +14,12 @@ CONTAINERS = (list, dict, set)
 LRU_CACHE = type(functools.lru_cache(len))
 
 
-def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], watch: AbstractContextManager[Any] | None = None) -> Exception | None:
+def warm_up(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], watch: AbstractContextManager[Any] | None = None, results: list[Any] | None = None
+) -> Exception | None:
     """Run `model` once eagerly, so that tables it memoises hold real tensors before it is traced.
 
-    `watch` is active during the call. The model may write to the inputs: pass copies. Not done on meta tensors. Buffers the call writes
+    `watch` is active during the call; what it returns is appended to `results`. The model may write to the inputs: pass copies. Not done on meta tensors. Buffers the call writes
     and the random state are put back. Returns the exception of a call that failed (for example out of memory: the tracer copes
     without), else None.
     """
@@ -30,7 +32,9 @@ def warm_up(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     with torch.random.fork_rng(devices=sorted({device.index or 0 for device in devices})), torch.inference_mode(False), torch.no_grad():
         try:
             with buffers_kept(model), watch or nullcontext():
-                model(*args, **kwargs)
+                returned = model(*args, **kwargs)
+            if results is not None:
+                results.append(returned)
         except Exception as error:  # whatever it is, tracing will tell more about it
             failure = error.with_traceback(None)
     if isinstance(failure, torch.OutOfMemoryError):

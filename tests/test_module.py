@@ -1,8 +1,10 @@
 """The module sp_compile returns is the model for everybody who looks at it, and reuses programs when it may."""
 
+import copy
 import functools
 import inspect
 import logging
+import pickle
 import sys
 import time
 import warnings
@@ -303,3 +305,15 @@ def test_different_ranks_are_an_error_everywhere(ranks, what, text):
     assert any(isinstance(outcome, DisagreementError) for outcome in outcomes)
     assert any(text in str(outcome) for outcome in outcomes)
     assert what != "trace" or isinstance(outcomes[2], TraceError)
+
+
+def test_a_compiled_module_says_how_to_copy_it():
+    fast = sp_compile(Attention().eval(), (x_of(8),))
+    assert copy.copy(fast)(x_of(8))["y"].shape == fast(x_of(8))["y"].shape
+    with pytest.raises(UnsupportedError, match="copy the model before compiling it"):
+        copy.deepcopy(fast)
+    with pytest.raises(UnsupportedError, match="use `seqpar.save`"):
+        pickle.dumps(fast)
+    for again in (fast, nn.Sequential(fast)):
+        with pytest.raises(UnsupportedError, match="compile the model itself, once"):
+            sp_compile(again, (x_of(8),))

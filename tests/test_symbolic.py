@@ -7,6 +7,8 @@ import logging
 import pytest
 import sympy
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from seqpar.compile import sp_compile
@@ -98,3 +100,40 @@ def test_one_compilation_on_real_ranks(ranks):
         assert max(errors) <= 1e-5 and programs == 1
         assert ["compiled in" in message for message in messages] == [True, False, False]
         assert all("reused" in message for message in messages[1:])
+
+
+class Frames(nn.Module):
+    """Tokens of a frame [B, frames, tokens, C] attend to each other: the dim in the place of heads is as long as the clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(48, 144), nn.Linear(48, 48)
+
+    def forward(self, x):
+        return self.out(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1))).mean(1)
+
+
+class Folded(nn.Module):
+    """Heads and batch in one dim, as with `bmm`."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(48, 144), nn.Linear(48, 48)
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (3, 16)).transpose(1, 2).flatten(0, 1) for y in self.qkv(x).chunk(3, -1))
+        y = torch.bmm((torch.bmm(q, k.mT) / 4).softmax(-1), v)
+        return x + self.out(y.unflatten(0, (-1, 3)).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("model", "shape", "other"), [(Frames, (1, 6, 101, 48), (1, 8, 101, 48)), (Folded, (2, 101, 48), (4, 101, 48))])
+def test_a_number_of_heads_that_is_symbolic_is_a_condition(model, shape, other, mesh):
+    """Which heads a rank has is written into its program: with other heads it would leave some out, or read beyond the last."""
+    torch.manual_seed(0)
+    traced = trace(model().eval(), (torch.randn(shape),), {}, dynamic=True)
+    partitioned = partition(traced, ulysses=mesh[0], ring=mesh[1])
+    assert partitioned.plan.attention[0].strategy.startswith("ulysses")
+    assert failed_guard(traced, [shape], partitioned.conditions) is None
+    assert failed_guard(traced, [other], partitioned.conditions) is not None
+    assert partition(traced, ring=4).conditions == [c for c in partition(traced, ring=4).conditions if not isinstance(c, sympy.Eq)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sympy
 import torch
 
 from seqpar.partitioner.lengths import Length, same
@@ -32,7 +33,8 @@ def upsample_nearest(op: Op) -> None:
         if times == 1:
             op.carry(0, dim, dim)
         elif not op.is_one(0, dim):
-            axis = (*op.axis(0, dim), *op.table.fresh_axis(times))
+            repeats = sympy.factorint(times, multiple=True)  # enlarged by 2 and again by 2 is enlarged by 4
+            axis = (*op.axis(0, dim), *(factor for n in repeats for factor in op.table.fresh_axis(n)))
             merged = op.merge(dim, axis)
             if merged != axis:
                 op.set_out(dim, merged)
