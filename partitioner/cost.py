@@ -132,14 +132,21 @@ def is_contraction(target: object) -> bool:
 
 
 def node_work(node: Node, sizes: Sizes) -> int:
-    """Operations of a node on whole operands, for the solver: contractions (measured, where the node says so), and one per element of anything else."""
+    """Operations of a node on whole operands, for the solver: contractions, and one per element of anything else."""
+    if node.op != "call_function" or is_marker(node):
+        return 0
+    return node_flops(node, sizes) or (0 if "flops" in node.meta else sum(numel(v, sizes) for v in outputs_of(node)))
+
+
+def node_flops(node: Node, sizes: Sizes) -> int:
+    """Operations of a contraction on whole operands (measured, where the node says so); 0 for anything else."""
     if "flops" in node.meta:
         return int(node.meta["flops"])
     outs = outputs_of(node)
-    if not outs or node.op != "call_function" or is_marker(node):
+    if not outs or not is_contraction(node.target):
         return 0
     operands: list[Node] = []
     map_arg((node.args, node.kwargs), operands.append)
     shapes = [tuple(sizes.hint(s) for s in shape_of(n.meta["val"])) for n in operands if isinstance(n.meta.get("val"), torch.Tensor)]
     out = tuple(sizes.hint(s) for s in shape_of(outs[0]))
-    return (contraction_flops(node.target, node.args, node.kwargs, shapes, out) if shapes else 0) or sum(numel(v, sizes) for v in outs)
+    return contraction_flops(node.target, node.args, node.kwargs, shapes, out) if shapes else 0

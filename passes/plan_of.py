@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from seqpar.partitioner.cost import is_contraction, node_work
+from seqpar.partitioner.cost import node_flops
 from seqpar.partitioner.division import division
 from seqpar.partitioner.execution import execution_of
 from seqpar.partitioner.infer import Inference
 from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.layout import LayoutView
-from seqpar.partitioner.lengths import Sizes, part
+from seqpar.partitioner.lengths import part
 from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution
 from seqpar.passes.count import Counts, count
@@ -59,11 +59,7 @@ def plan_of(partitioned: Partitioned) -> Plan:
 def whole_flops(partitioned: Partitioned) -> dict[str, int]:
     """Node name -> operations of one process that runs the whole model, contractions only."""
     sizes = partitioned.inference.table.sizes
-    return {n.name: f for n in partitioned.inference.relations if (f := _contraction(n, sizes))}
-
-
-def _contraction(node: Node, sizes: Sizes) -> int:
-    return node_work(node, sizes) if "flops" in node.meta or is_contraction(node.target) else 0
+    return {n.name: f for n in partitioned.inference.relations if (f := node_flops(n, sizes))}
 
 
 def counts_of(partitioned: Partitioned, rank: int) -> Counts:

@@ -110,3 +110,14 @@ def test_an_operator_that_reads_values_is_counted_whole():
     report = seqpar.verify(Sound().eval(), (torch.randn(1, 41, 34),), ulysses=2)
     assert report.ok, report
     assert "istft" in report.plan.explain()
+
+
+def test_a_product_that_sums_nothing_has_no_work_on_any_side():
+    """Else the ranks would seem to compute less than their parts."""
+
+    class Outer(nn.Module):
+        def forward(self, q, k, v):
+            return torch.einsum("bhnd,bhnde->bhne", q, torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2))
+
+    plan = partition(trace(Outer(), tuple(torch.randn(1, 3, 301, 8) for _ in range(3)), {}, dynamic=False), ulysses=2).plan
+    assert plan.flops_total == 2 * 3 * 301 * 8 * 8 and plan.sharded_flop_fraction <= 1
