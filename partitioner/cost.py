@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from seqpar.partitioner.edges import CONV_EDGES
 from seqpar.partitioner.equation import einsum_flops
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import is_marker
@@ -25,7 +26,7 @@ from seqpar.partitioner.op import outputs_of, shape_of
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
 SUMS = (aten.addmm.default, aten.baddbmm.default)
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, CONV_EDGES)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 ATTENTION = (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention)
 CONTRACTIONS = frozenset((*PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))

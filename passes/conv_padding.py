@@ -1,9 +1,10 @@
-"""Zeros that are put around the operand of a convolution, as many on both sides, become its padding, and its rows can be divided.
+"""What is put around the operand of a convolution becomes part of the call, and its rows can be divided.
 
 Before: %p = aten.constant_pad_nd(%x, [1, 1, 1, 1, 2, 0]); %y = aten.conv3d(%p, %w, %b, [1, 1, 1], [0, 0, 0])
 After:  %p = aten.constant_pad_nd(%x, [0, 0, 0, 0, 2, 0]); %y = aten.conv3d(%p, %w, %b, [1, 1, 1], [0, 1, 1])
 
-What is uneven (in front only, in a causal convolution) stays with the pad.
+Zeros, as many on both sides, are the convolution's padding; what is uneven (in front only, in a causal convolution) stays with the pad. For repeated edges there is an
+operator of our own (`partitioner/edges.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from seqpar.partitioner.edges import CONV_EDGES
 from seqpar.partitioner.op import bind_arguments
-from seqpar.partitioner.zeros import zeros_around
+from seqpar.partitioner.pads import edges_around, zeros_around
 from seqpar.passes.build import Builder
 from seqpar.passes.share import copied, with_graph
 
@@ -25,27 +27,39 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 def pads_in_convolutions(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which convolutions pad themselves; `gm` itself if none has such an operand."""
-    if not any(_even(node) for node in gm.graph.nodes):
+    if not any(_even(node) or _edges(node) for node in gm.graph.nodes):
         return gm
     graph = copied(gm.graph)
     for node in list(graph.nodes):
-        even = _even(node)
-        if not even:
+        even, edges = _even(node), _edges(node)
+        if not even and not edges:
             continue
-        bound = bind_arguments(node)
-        padded = bound["input"]
-        left = [0 if i // 2 < len(even) and even[i // 2] else n for i, n in enumerate(padded.args[1])]
+        padded = bind_arguments(node)["input"]
         with graph.inserting_before(node):
             build = Builder(graph, node)
-            x = build.call(aten.constant_pad_nd.default, padded.args[0], left) if any(left) else padded.args[0]
-            padding = [n + m for n, m in zip(_each(bound["padding"], len(even)), reversed(even), strict=True)]
-            made = build.call(node.target, x, *(padding if name == "padding" else value for name, value in list(bound.items())[1:]))
+            made = _padding_itself(build, node, even) if even else _with_edges(build, node)
         node.replace_all_uses_with(made)
         graph.erase_node(node)
         if not padded.users:
             graph.erase_node(padded)
     graph.lint()
     return with_graph(gm, graph)
+
+
+def _padding_itself(build: Builder, node: Node, even: list[int]) -> Node:
+    bound = bind_arguments(node)
+    padded = bound["input"]
+    left = [0 if i // 2 < len(even) and even[i // 2] else n for i, n in enumerate(padded.args[1])]
+    x = build.call(aten.constant_pad_nd.default, padded.args[0], left) if any(left) else padded.args[0]
+    padding = [n + m for n, m in zip(_each(bound["padding"], len(even)), reversed(even), strict=True)]
+    return build.call(node.target, x, *(padding if name == "padding" else value for name, value in list(bound.items())[1:]))
+
+
+def _with_edges(build: Builder, node: Node) -> Node:
+    bound = bind_arguments(node)
+    padded, spatial = bound["input"], len(bound["weight"].meta["val"].shape) - 2
+    stride, dilation = (_each(bound[name], spatial) for name in ("stride", "dilation"))
+    return build.call(CONV_EDGES, padded.args[0], bound["weight"], bound["bias"], stride, dilation, bound["groups"], padded.args[1])
 
 
 def _even(node: Node) -> list[int]:
@@ -56,6 +70,15 @@ def _even(node: Node) -> list[int]:
     spatial = len(bound["weight"].meta["val"].shape) - 2
     even = [before if before == after > 0 else 0 for before, after in zeros_around(bound["input"])[:spatial]]
     return [*even, *[0] * (spatial - len(even))] if any(even) else []
+
+
+def _edges(node: Node) -> bool:
+    """Whether the operand's edges are repeated around it, and nothing else is."""
+    if node.op != "call_function" or node.target not in CONVOLUTIONS:
+        return False
+    bound = bind_arguments(node)
+    batched = len(bound["input"].meta["val"].shape) == len(bound["weight"].meta["val"].shape)
+    return batched and bool(edges_around(bound["input"])) and not any(_each(bound["padding"], 1))
 
 
 def _each(value: Any, dims: int) -> Sequence[int]:

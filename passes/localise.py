@@ -222,6 +222,18 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
 
 
+def _edges(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """A convolution that repeats edges reads its neighbours' rows over a sharded dim, and repeats nothing there."""
+    x, weight, bias, stride, dilation, groups, pads = node.args
+    value, pads = emitter.value(x, emitter.view.required(node, relation, relation.operands.index(x))), list(pads)  # type: ignore[arg-type]
+    rank = len(emitter.view.produced(node))
+    for dim, around in relation.halo.items():
+        if emitter.view.produced(node)[dim]:
+            value = emitter.call(halo, (value, dim, *around), {"group": "sp", "edges": True})
+            pads[2 * (rank - 1 - dim) : 2 * (rank - dim)] = [0, 0]
+    return node.target, (value, weight, bias, stride, dilation, groups, pads), {}
+
+
 def _surroundings(emitter: Emitter, node: Node, relation: Relation, x: Node, dim: int) -> Node:
     """All that the local part of a result is made of along `dim`."""
     if dim in relation.halo:
@@ -257,5 +269,6 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "repeat_interleave": _repeat_interleave,
     "upsample": _upsample,
     "halo": _halo,
+    "edges": _edges,
     "group_norm": _group_norm,
 }

@@ -7,8 +7,8 @@ from seqpar.runtime.groups import Group, rank_of, size_of, start_all_to_all, wai
 from seqpar.runtime.wire import from_wire, pack, to_wire, unpack, with_dim
 
 
-def halo(x: Tensor, dim: int, before: int, after: int, *, group: Group) -> Tensor:
-    """Local [.., n, ..] -> [.., before + n + after, ..]: the neighbours' last `before` and first `after` positions, zeros at both ends.
+def halo(x: Tensor, dim: int, before: int, after: int, *, group: Group, edges: bool = False) -> Tensor:
+    """Local [.., n, ..] -> [.., before + n + after, ..]: the neighbours' last `before` and first `after` positions; at both ends zeros, or the position there (`edges`).
 
     Parts lie in rank order; every part has at least max(before, after) positions. One all-to-all between neighbours.
     """
@@ -25,9 +25,14 @@ def halo(x: Tensor, dim: int, before: int, after: int, *, group: Group) -> Tenso
         pieces.append(([last], 0))
         shapes.append(with_dim(wire.shape, dim, after))
     received = iter(unpack(wait(start_all_to_all(pack(pieces, wire), out_sizes, in_sizes, group)), shapes))
-    left = next(received) if rank > 0 else wire.new_zeros(with_dim(wire.shape, dim, before))
-    right = next(received) if rank + 1 < size else wire.new_zeros(with_dim(wire.shape, dim, after))
+    left = next(received) if rank > 0 else _end(wire, dim, 0, before, edges)
+    right = next(received) if rank + 1 < size else _end(wire, dim, wire.shape[dim] - 1, after, edges)
     return from_wire(torch.cat([left, wire, right], dim), x.dtype)
+
+
+def _end(x: Tensor, dim: int, position: int, length: int, edges: bool) -> Tensor:
+    shape = with_dim(x.shape, dim, length)
+    return x.narrow(dim, position, 1).expand(shape) if edges else x.new_zeros(shape)
 
 
 def window(x: Tensor, dim: int, start: int, stop: int) -> Tensor:

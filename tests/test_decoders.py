@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo, AutoencoderKLQwenImage, AutoencoderKLWan
 from torch import nn
 
 import seqpar
@@ -22,16 +22,21 @@ SMALL = {
     "kl": (functools.partial(AutoencoderKL, **PICTURE, **BLOCKS), (1, 4, 17, 6)),
     "wan": (functools.partial(AutoencoderKLWan, **VIDEO), (1, 4, 2, 17, 6)),
     "qwen-image": (functools.partial(AutoencoderKLQwenImage, **VIDEO), (2, 4, 1, 17, 6)),
+    "hunyuan-video": (functools.partial(AutoencoderKLHunyuanVideo, latent_channels=4, layers_per_block=1, norm_num_groups=8, block_out_channels=(16, 16, 32, 32)), (1, 4, 2, 17, 6)),
 }
 FULL = {
     "kl": (functools.partial(AutoencoderKL, latent_channels=16, block_out_channels=[128, 256, 512, 512], layers_per_block=2, **{k: v[:1] * 4 for k, v in BLOCKS.items()}), (1, 16, 128, 128)),
     "wan": (AutoencoderKLWan, (1, 16, 2, 60, 104)),
     "qwen-image": (AutoencoderKLQwenImage, (1, 16, 1, 128, 128)),
+    "hunyuan-video": (AutoencoderKLHunyuanVideo, (1, 16, 2, 60, 104)),  # repeats edges
+    "ltx-video": (AutoencoderKLLTXVideo, (1, 128, 2, 16, 24)),  # no attention
 }
 # Bytes that the busiest of 4 ranks receives, and calls: one halo per convolution over rows; statistics of group norms are all-reduced.
 TRAFFIC: dict[str, dict[str, tuple[int, int]]] = {
     "kl": {"all_to_all": (32505856, 32), "all_gather": (34603008, 2), "all_reduce": (10752, 56)},
     "wan": {"all_to_all": (76907520, 66), "all_gather": (32348160, 3)},
+    "hunyuan-video": {"all_to_all": (49643520, 32), "all_gather": (56309760, 3), "all_reduce": (10368, 54)},
+    "ltx-video": {"all_to_all": (29556736, 43), "all_gather": (31850496, 1)},
     "qwen-image": {"all_to_all": (59424768, 33), "all_gather": (28311552, 2)},
 }
 

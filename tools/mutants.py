@@ -146,7 +146,7 @@ RUNTIME_MUTANTS = (
     Mutant("selected heads are taken in a row", "runtime/attention.py", "return torch.cat([x.narrow(1, i, 1) for i in index], 1)", "return x.narrow(1, first, len(set(index)))", KERNEL),
     Mutant("a halo has the neighbour's width on the wrong side", "runtime/halo.py", "first, last = wire.narrow(dim, 0, after),", "first, last = wire.narrow(dim, 0, before),", HALO),
     Mutant("a halo is one position off", "runtime/halo.py", "wire.narrow(dim, wire.shape[dim] - before, before)", "wire.narrow(dim, max(wire.shape[dim] - before - 1, 0), before)", HALO),
-    Mutant("beyond the ends are ones", "runtime/halo.py", "else wire.new_zeros(with_dim(wire.shape, dim, after))", "else wire.new_ones(with_dim(wire.shape, dim, after))", HALO),
+    Mutant("beyond the ends are ones", "runtime/halo.py", "else x.new_zeros(shape)", "else x.new_ones(shape)", HALO),
     Mutant("halves of a complex number are swapped on the wire", "runtime/wire.py", "return torch.view_as_complex(x)", "return torch.view_as_complex(x.flip(-1).contiguous())", ("tests/runtime/test_wire.py",)),
 )  # fmt: skip
 
@@ -244,6 +244,9 @@ FORM_MUTANTS = (
     Mutant("the first contraction chooses its sequence", "partitioner/infer.py", "sorted(work, key=lambda n: -work[n])", "list(work)", ("tests/partitioner/test_beside.py",)),
     Mutant("an extra collective costs a share of a block however long that takes", "partitioner/cost.py", "call=min(machine.call_share * block, latency)", "call=machine.call_share * block", ("tests/test_decoders.py",)),
     Mutant("a sealed exchange may be swapped with its neighbour", "passes/seal.py", "    _keep_order(graph, finishes)\n", "", SEALED),
+    Mutant("every part repeats its edges", "passes/localise.py", "            pads[2 * (rank - 1 - dim) : 2 * (rank - dim)] = [0, 0]\n", "", ("check_rules conv_edges",)),
+    Mutant("a model that keeps state is compiled", "passes/trace.py", "    if traced.assigns and warm and warm_failure is None:\n        check_no_state(model, call)\n", "", ("tests/passes/test_kept_state.py",)),
+    Mutant("a symbolic number of heads is the example's", "passes/pipeline.py", "        relations += head_conditions(self.inference, self.solution)\n", "", ("tests/test_symbolic.py::test_a_number_of_heads_that_is_symbolic_is_a_condition",)),
 )  # fmt: skip
 
 MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS

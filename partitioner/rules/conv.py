@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 
+from seqpar.partitioner.edges import CONV_EDGES
 from seqpar.partitioner.lengths import same
 from seqpar.partitioner.op import Op
+from seqpar.partitioner.pads import zeros_around
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite, Window
-from seqpar.partitioner.zeros import zeros_around
 
 aten = torch.ops.aten
 
@@ -43,6 +44,24 @@ def conv(op: Op) -> None:
             if before or after:
                 op.halo[dim] = (before, after)
     op.rewrite = Rewrite("halo")
+    op.reason = "a convolution over this dim"
+
+
+@rule(CONV_EDGES)
+def conv_edges(op: Op) -> None:
+    """The edges of the whole are repeated at the ends of the first and the last part."""
+    x, weight = op.index(op.args["x"]), op.index(op.args["weight"])
+    op.carry(x, 0, 0)
+    pads, spatial = op.args["pads"], op.rank(weight) - 2
+    for i in range(spatial):
+        at = 2 * (spatial - 1 - i)
+        before, after = pads[at : at + 2] if at < len(pads) else (0, 0)
+        reach = op.args["dilation"][i] * (int(op.shapes[weight][i + 2]) - 1)
+        if op.args["stride"][i] == 1 and before >= 0 and before + after == reach and not op.is_one(x, i + 2):
+            op.carry(x, i + 2, i + 2)
+            if reach:
+                op.halo[i + 2] = (before, after)
+    op.rewrite = Rewrite("edges")
     op.reason = "a convolution over this dim"
 
 

@@ -12,17 +12,18 @@ from seqpar.runtime.simulate import SimulatedWorld
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (5, 2), (3, 0)])
 @pytest.mark.parametrize("length", [8, 11])
-def test_conv1d(ranks: int, kernel: int, padding: int, length: int) -> None:
+@pytest.mark.parametrize("edges", [False, True])
+def test_conv1d(edges: bool, ranks: int, kernel: int, padding: int, length: int) -> None:
     x = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(4, 3, kernel, generator=torch.Generator().manual_seed(1))
     before, after = padding, kernel - 1 - padding
-    whole = F.conv1d(F.pad(x, (before, after)), weight)
+    whole = F.conv1d(F.pad(x, (before, after), mode="replicate" if edges else "constant"), weight)
     segments = [parts_of(length, ranks)]
 
     def body(rank: int):
         def run(groups):
             part = shard(x, 2, segments, rank=rank)
-            return F.conv1d(halo(part, 2, before, after, group=groups["sp"]), weight)
+            return F.conv1d(halo(part, 2, before, after, group=groups["sp"], edges=edges), weight)
 
         return run
 
