@@ -74,3 +74,18 @@ def test_published_sizes_are_divided_and_traffic_is_pinned(name):
         plan = seqpar.plan(Decoder(build().eval()), (torch.empty(shape),), ulysses=4)
     assert plan.sharded_flop_fraction > 0.998 and max(plan.flops_per_rank) < 1.01 / 4 * plan.flops_total, plan.explain()
     assert {kind: (plan.comm_bytes_per_rank[kind], calls) for kind, calls in plan.comm_calls.items() if calls} == TRAFFIC[name]
+
+
+def decoder_in_its_place():
+    torch.manual_seed(0)
+    vae, latents = randomise(AutoencoderKL(**PICTURE, **BLOCKS)).eval(), torch.randn(1, 4, 21, 16)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        vae.decoder = seqpar.sp_compile(vae.decoder, (latents,), ulysses=2, ring=2)
+        found = [vae.decode(latents).sample for _ in range(2)]
+    return [((one - expected).norm() / expected.norm()).item() for one in found], expected.std().item(), vae.decoder.plan.sharded_flop_fraction
+
+
+def test_a_decoder_on_real_ranks(ranks):
+    for errors, spread, fraction in ranks.run(decoder_in_its_place):
+        assert max(errors) < 1e-5 and spread > 0.01 and 0 < fraction <= 1

@@ -13,6 +13,7 @@ from seqpar.partitioner.op import Op
 from seqpar.partitioner.pads import zeros_around
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite, Window
+from seqpar.partitioner.rules.parts import single_factor
 
 aten = torch.ops.aten
 
@@ -67,9 +68,10 @@ def conv_edges(op: Op) -> None:
 
 def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
     """The operand has so many zeros more than the result has positions (a causal convolution has them all in front): they are read as a halo is."""
-    factors = op.axis(x, dim)
-    if len(factors) == 1 and (inside := factors[0][bool(before) : len(factors[0]) - bool(after)]):
-        op.place(x, dim, dim, (inside,))
+    factor = single_factor(op, x, dim)
+    inside = None if factor is None else op.table.sublist(factor, before, before + op.out_shape[dim])
+    if inside:
+        op.place(x, dim, dim, op.table.expand_axis((inside,)))
         op.halo[dim] = (before, after)
 
 

@@ -97,7 +97,7 @@ def test_a_pin_that_a_rewrite_swallowed_is_refused(traced):
 
 def test_a_pin_without_any_sequence_is_refused():
     with pytest.raises(PlanError, match=r"splits dim 1 of input 'input' of the model, which is not the sequence\n.*none of its dims is a sequence"):
-        seqpar.plan(nn.Linear(8, 8), (torch.randn(2, 9, 8),), ulysses=2, sp_plan={"": {"input": Input(1)}})
+        seqpar.plan(nn.LayerNorm(8), (torch.randn(2, 9, 8),), ulysses=2, sp_plan={"": {"input": Input(1)}})
 
 
 def test_fingerprints_tell_plans_apart_but_not_folders(traced, model, inputs):

@@ -70,10 +70,15 @@ def boolean_mask(q, k, v):
     return math(q, k, v, bias(q.shape[2]) > 0.5)[0]
 
 
-@pytest.mark.parametrize("attend", [lse_used, unequal_triangle, boolean_mask])
+@pytest.mark.parametrize("attend", [lse_used, unequal_triangle])
 def test_left_alone_and_right(attend) -> None:
     report = verify_traced(traced_model(attend), ulysses=2, ring=1)
     assert report.ok and not report.plan.attention
+
+
+def test_a_kernel_that_is_written_in_other_operators_is_divided_as_these_are() -> None:
+    report = verify_traced(traced_model(boolean_mask), ulysses=2, ring=1)
+    assert report.ok and [a.strategy for a in report.plan.attention] == ["local"], report
 
 
 REST = {

@@ -20,8 +20,9 @@ from seqpar.tools.compile_time import measure
 def test_another_cut_of_a_grid_is_tried_where_it_may_pay(layers: int, times: int) -> None:
     """Of a deep model the ends, where cuts differ, are less than what makes a cut clearly cheaper."""
     family = registry.get("wan")
-    settings = family.with_layers(family.full, layers)
-    traced = trace(family.build(settings, device="meta"), (), family.native_inputs(settings, device="meta"), dynamic=False)
+    settings = family.with_layers(family.full if layers > 1 else family.tiny_config(4, 1), layers)
+    inputs = family.native_inputs(settings, device="meta") if layers > 1 else family.grid_inputs(settings, rows=16, columns=16, text_len=32, device="meta")
+    traced = trace(family.build(settings, device="meta"), (), inputs, dynamic=False)
     with mock.patch.object(pipeline, "infer", side_effect=pipeline.infer) as inferred, mock.patch.object(pipeline, "solve", side_effect=pipeline.solve) as solved:
         pipeline.partition(traced, ulysses=2)
     assert (inferred.call_count, solved.call_count) == (times, times)
