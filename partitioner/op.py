@@ -51,6 +51,12 @@ def bind_arguments(node: Node) -> dict[str, Any]:
     return bound
 
 
+def per_dim(value: Any, dims: int) -> list[Any]:
+    """One setting per dim, of an argument that may give one for all (strides, padding, dilation)."""
+    settings = [value] if isinstance(value, int) else list(value)
+    return settings * dims if len(settings) == 1 else settings
+
+
 def _passes_twice(node: Node) -> bool:
     """Some tensor occurs more than once among the arguments."""
     found: list[Node] = []
@@ -146,6 +152,14 @@ class Op:
             run = axis[start : start + width]
             axis = (*axis[:start], *self.table.fresh_axis(self.table.axis_length(run)), *axis[start + width :])
         return axis
+
+    def place_product(self, operand: int, dim: int, out_dim: int, axis: Axis) -> None:
+        """`place` a product made of the operand's dim; where `merge` makes a new sequence of it, nothing flows."""
+        merged = self.merge(out_dim, axis)
+        if merged == axis:
+            self.place(operand, dim, out_dim, axis)
+        else:
+            self.set_out(out_dim, merged)
 
     def begins(self, out_dim: int) -> bool:
         """True if an output dim was chosen to be one new sequence, whatever it is made of."""

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch.fx import Node
 
 from seqpar.partitioner.op import bind_arguments
 
 aten = torch.ops.aten
-ZEROS = (aten.constant_pad_nd.default, aten.pad.default)
-EDGES = (aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default, aten.pad.default)
-Pairs = list[tuple[int, int]]
-"""How many positions before and after, last dim first."""
+MODES = MappingProxyType(
+    {
+        aten.pad.default: "",  # says it itself
+        aten.constant_pad_nd.default: "constant",
+        **dict.fromkeys((aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default), "replicate"),
+    }
+)
 
 
-def zeros_around(node: Node) -> Pairs:
-    """Empty if the node does something else, or the numbers depend on a length. The value is its first argument."""
-    if node.op != "call_function" or node.target not in ZEROS:
+def around(node: Node, mode: str) -> list[tuple[int, int]]:
+    """How many positions before and after, last dim first; empty if the node does something else, or the numbers depend on a length.
+
+    mode: "constant" for zeros, "replicate" for the edges. The value and the numbers are the node's first arguments.
+    """
+    if node.op != "call_function" or node.target not in MODES:
         return []
-    bound = bind_arguments(node)
-    return _pairs(bound["pad"]) if bound.get("mode", "constant") == "constant" and not bound["value"] else []
-
-
-def edges_around(node: Node) -> Pairs:
-    """The same for a node that repeats the first and the last positions."""
-    if node.op != "call_function" or node.target not in EDGES:
+    bound, pad = bind_arguments(node), node.args[1]
+    if (MODES[node.target] or bound["mode"]) != mode or bound.get("value") or not all(isinstance(n, int) for n in pad):  # type: ignore[index, union-attr]
         return []
-    bound = bind_arguments(node)
-    return _pairs(bound["pad" if "pad" in bound else "padding"]) if bound.get("mode", "replicate") == "replicate" else []
-
-
-def _pairs(pad: list[int]) -> Pairs:
-    return list(zip(pad[::2], pad[1::2], strict=True)) if all(isinstance(n, int) for n in pad) else []
+    return list(zip(pad[::2], pad[1::2], strict=True))  # type: ignore[index, arg-type]

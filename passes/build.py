@@ -9,6 +9,8 @@ from torch.fx import Graph, Node
 
 from seqpar.partitioner.op import outputs_of
 
+ORIGIN = ("stack_trace", "helper_lines", "inner_line", "nn_module_stack")
+
 
 class Builder:
     """Emits nodes before (and with the source lines of) the node that they replace."""
@@ -19,7 +21,7 @@ class Builder:
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
-        node.meta.update({k: v for k, v in self.at.meta.items() if k in ("stack_trace", "helper_lines", "inner_line", "nn_module_stack")})
+        node.meta.update({k: v for k, v in self.at.meta.items() if k in ORIGIN})
         values = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
         with self.mode, torch.no_grad():
             node.meta["val"] = target(*values[0], **values[1])

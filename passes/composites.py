@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqpar.compat import pytree
 from seqpar.partitioner.registry import registry
+from seqpar.passes.build import ORIGIN
 from seqpar.passes.share import copied, with_graph
 
 MANY = 32  # parts: a recurrent network is written out step by step
 SIZES = (operator.getitem, torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
-ORIGIN = ("stack_trace", "helper_lines", "inner_line", "nn_module_stack")
 
 
 def composites_apart(gm: GraphModule) -> GraphModule:

@@ -9,15 +9,12 @@ operator of our own (`partitioner/edges.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch.fx import GraphModule, Node
 
 from seqpar.partitioner.edges import CONV_EDGES
-from seqpar.partitioner.op import bind_arguments
-from seqpar.partitioner.pads import edges_around, zeros_around
+from seqpar.partitioner.op import bind_arguments, per_dim
+from seqpar.partitioner.pads import around
 from seqpar.passes.build import Builder
 from seqpar.passes.share import copied, with_graph
 
@@ -27,13 +24,13 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 def pads_in_convolutions(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which convolutions pad themselves; `gm` itself if none has such an operand."""
-    if not any(_even(node) or _edges(node) for node in gm.graph.nodes):
+    found = {node: even for node in gm.graph.nodes if (even := _even(node)) or _edges(node)}
+    if not found:
         return gm
-    graph = copied(gm.graph)
-    for node in list(graph.nodes):
-        even, edges = _even(node), _edges(node)
-        if not even and not edges:
-            continue
+    copies: dict[Node, Node] = {}
+    graph = copied(gm.graph, copies)
+    for original, even in found.items():
+        node = copies[original]
         padded = bind_arguments(node)["input"]
         with graph.inserting_before(node):
             build = Builder(graph, node)
@@ -51,14 +48,14 @@ def _padding_itself(build: Builder, node: Node, even: list[int]) -> Node:
     padded = bound["input"]
     left = [0 if i // 2 < len(even) and even[i // 2] else n for i, n in enumerate(padded.args[1])]
     x = build.call(aten.constant_pad_nd.default, padded.args[0], left) if any(left) else padded.args[0]
-    padding = [n + m for n, m in zip(_each(bound["padding"], len(even)), reversed(even), strict=True)]
+    padding = [n + m for n, m in zip(per_dim(bound["padding"], len(even)), reversed(even), strict=True)]
     return build.call(node.target, x, *(padding if name == "padding" else value for name, value in list(bound.items())[1:]))
 
 
 def _with_edges(build: Builder, node: Node) -> Node:
     bound = bind_arguments(node)
     padded, spatial = bound["input"], len(bound["weight"].meta["val"].shape) - 2
-    stride, dilation = (_each(bound[name], spatial) for name in ("stride", "dilation"))
+    stride, dilation = (per_dim(bound[name], spatial) for name in ("stride", "dilation"))
     return build.call(CONV_EDGES, padded.args[0], bound["weight"], bound["bias"], stride, dilation, bound["groups"], padded.args[1])
 
 
@@ -68,7 +65,7 @@ def _even(node: Node) -> list[int]:
         return []
     bound = bind_arguments(node)
     spatial = len(bound["weight"].meta["val"].shape) - 2
-    even = [before if before == after > 0 else 0 for before, after in zeros_around(bound["input"])[:spatial]]
+    even = [before if before == after > 0 else 0 for before, after in around(bound["input"], "constant")[:spatial]]
     return [*even, *[0] * (spatial - len(even))] if any(even) else []
 
 
@@ -78,10 +75,4 @@ def _edges(node: Node) -> bool:
         return False
     bound = bind_arguments(node)
     batched = len(bound["input"].meta["val"].shape) == len(bound["weight"].meta["val"].shape)
-    return batched and bool(edges_around(bound["input"])) and not any(_each(bound["padding"], 1))
-
-
-def _each(value: Any, dims: int) -> Sequence[int]:
-    """One number per dim, of an argument that may give one for all."""
-    numbers = [value] if isinstance(value, int) else list(value)
-    return numbers * dims if len(numbers) == 1 else numbers
+    return batched and bool(around(bound["input"], "replicate")) and not any(per_dim(bound["padding"], 1))

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from seqpar.errors import UnsupportedError
 from seqpar.partitioner.lengths import Length, minus, product, simplify, total
-from seqpar.partitioner.op import bind_arguments, shape_of
+from seqpar.partitioner.op import bind_arguments, per_dim, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.runtime.halo import halo, window
 from seqpar.runtime.statistics import deviation, deviation_and_mean, euclidean_norm, group_norm, variance, variance_and_mean
@@ -209,9 +209,8 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     source = bound["input"]
     layout = emitter.view.required(node, relation, relation.operands.index(source))
     x = emitter.value(source, layout)
-    padding = list(bound["padding"]) if not isinstance(bound["padding"], int) else [bound["padding"]]
     spatial = len(bound["weight"].meta["val"].shape) - 2
-    padding = padding * spatial if len(padding) == 1 else padding
+    padding = per_dim(bound["padding"], spatial)
     for dim in (*relation.halo, *relation.windows):
         if emitter.view.produced(node)[dim]:
             at = dim - (len(layout) - spatial)

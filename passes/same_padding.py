@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from seqpar.partitioner.op import bind_arguments
+from seqpar.partitioner.op import bind_arguments, per_dim
 from seqpar.passes.build import Builder
 from seqpar.passes.share import copied, with_graph
 
@@ -43,6 +43,5 @@ def _padding(node: Node) -> list[int] | None:
     kernel = bound["weight"].meta["val"].shape[2:]
     if bound["padding"] == "valid":
         return [0] * len(kernel)
-    dilation = bound["dilation"] if len(bound["dilation"]) > 1 else list(bound["dilation"]) * len(kernel)
-    around = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    around = [d * (k - 1) for d, k in zip(per_dim(bound["dilation"], len(kernel)), kernel, strict=True)]
     return None if any(n % 2 for n in around) else [n // 2 for n in around]

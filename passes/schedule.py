@@ -63,6 +63,8 @@ HALVES: Mapping[Any, tuple[Any, Any]] = {
     switch: (start_switch, finish_switch),
 }
 """What is called whole, and its two halves: start(*args) -> wire, finish(wire, *args) -> result."""
+WHOLES: Mapping[Any, Any] = {start: whole for whole, (start, _) in HALVES.items()}
+FINISHES = frozenset(finish for _, finish in HALVES.values())
 ORIGIN = ("stack_trace", "nn_module_stack", "seqpar_source")
 MEMORY_BOUND = 1.1
 REACH = 2  # collectives that a node may be moved across
@@ -98,10 +100,12 @@ def schedule(gm: fx.GraphModule, counts: Counts, machine: Machine = Machine()) -
 
 def collectives_of(graph: fx.Graph) -> list[str]:
     """What an unbound program calls over which ranks, in order of starting: "seq_to_heads ulysses". Equal on all ranks, or they would wait forever."""
-    starts = {start: whole for whole, (start, _) in HALVES.items()}
-    finishes = {finish for _, finish in HALVES.values()}
-    calls = [node for node in graph.nodes if node.op == "call_function" and "group" in node.kwargs and node.target not in finishes]
-    return [f"{starts.get(node.target, node.target).__name__} {node.kwargs['group']}" for node in calls]
+    return [f"{WHOLES.get(node.target, node.target).__name__} {node.kwargs['group']}" for node in graph.nodes if communicates(node)]
+
+
+def communicates(node: Node) -> bool:
+    """Whether a collective begins here: a call that is whole, or its first half."""
+    return node.op == "call_function" and "group" in node.kwargs and node.target not in FINISHES
 
 
 class _Program:

@@ -13,24 +13,20 @@ After:  %a = seqpar.sealed((%x,), …); %y_1 = seqpar.after(%y, %a[0]); %wire = 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 from torch.fx import Node
 
-from seqpar.passes.schedule import HALVES
+from seqpar.passes.schedule import FINISHES, WHOLES, communicates
 from seqpar.passes.share import copied, with_graph
 from seqpar.runtime.sealed import AFTER, SEALABLE, SEALED, written
 from seqpar.runtime.zigzag import zigzag_attention
 
-WHOLES: Mapping[Any, Any] = {start: whole for whole, (start, _) in HALVES.items()}
-
 
 def sealed_program(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy of a bound program in which such exchanges are one operator each; `gm` itself if it has none."""
-    graph, finishes = copied(gm.graph), {finish for _, finish in HALVES.values()}
-    changed = False
+    graph, changed = copied(gm.graph), False
     for node in list(graph.nodes):
         name, arguments = _sealed(node)
         if name is None:
@@ -38,7 +34,7 @@ def sealed_program(gm: fx.GraphModule) -> fx.GraphModule:
         with graph.inserting_before(node):
             results = graph.call_function(SEALED, arguments)
             result = results if name == "seq_to_pieces" else graph.call_function(operator.getitem, (results, 0))
-        users = [user for user in node.users if user.target in finishes] or [node]
+        users = [user for user in node.users if user.target in FINISHES] or [node]
         for old in users:
             old.replace_all_uses_with(result)
         for old in dict.fromkeys([*users, node]):
@@ -46,17 +42,17 @@ def sealed_program(gm: fx.GraphModule) -> fx.GraphModule:
         changed = True
     if not changed:
         return gm
-    _keep_order(graph, finishes)
+    _keep_order(graph)
     return with_graph(gm, graph, compiled=True)
 
 
-def _keep_order(graph: fx.Graph, finishes: set[Any]) -> None:
+def _keep_order(graph: fx.Graph) -> None:
     """Whatever communicates next to a sealed exchange depends on it, or it on that."""
     reached: dict[Node, int] = {}  # the last communicating node that a node depends on, itself included; they are counted
     last: Node | None = None
     for node in list(graph.nodes):
         reached[node] = max((reached[x] for x in node.all_input_nodes), default=0)
-        if node.target is not SEALED and (node.target in finishes or "group" not in node.kwargs):
+        if node.target is not SEALED and not communicates(node):
             continue
         if last is not None and SEALED in (node.target, last.target) and reached[node] < reached[last]:
             _put_after(graph, node, last)

@@ -9,8 +9,8 @@ import torch
 
 from seqpar.partitioner.edges import CONV_EDGES
 from seqpar.partitioner.lengths import same
-from seqpar.partitioner.op import Op
-from seqpar.partitioner.pads import zeros_around
+from seqpar.partitioner.op import Op, per_dim
+from seqpar.partitioner.pads import around
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite, Window
 from seqpar.partitioner.rules.parts import single_factor
@@ -26,20 +26,16 @@ def conv(op: Op) -> None:
     if batched:
         op.carry(x, 0, 0)
 
-    def setting(name: str, i: int) -> int:
-        value = op.args[name]
-        return value if isinstance(value, int) else value[i if len(value) > 1 else 0]
-
-    zeros = zeros_around(op.operands[x])
-    for i in range(spatial):
-        dim = i + 1 + batched
-        kernel, padding, dilation = op.shapes[weight][i + 2], setting("padding", i), setting("dilation", i)
+    strides, paddings, dilations = (per_dim(op.args[name], spatial) for name in ("stride", "padding", "dilation"))
+    zeros = around(op.operands[x], "constant")
+    for i, (stride, padding, dilation) in enumerate(zip(strides, paddings, dilations, strict=True)):
+        dim, kernel = i + 1 + batched, op.shapes[weight][i + 2]
         before, after = padding, dilation * (int(kernel) - 1) - padding
         in_front, behind = zeros[spatial - 1 - i] if spatial - 1 - i < len(zeros) else (0, 0)
-        if setting("stride", i) == 1 and padding == 0 and min(in_front, behind) >= 0 and in_front + behind == after > 0:
+        if stride == 1 and padding == 0 and min(in_front, behind) >= 0 and in_front + behind == after > 0:
             _keep_length(op, x, dim, in_front, behind)
-        elif setting("stride", i) != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
-            op.windows[dim] = Window(setting("stride", i), -padding, dilation * (int(kernel) - 1) + 1)
+        elif stride != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
+            op.windows[dim] = Window(stride, -padding, dilation * (int(kernel) - 1) + 1)
         elif not op.is_one(x, dim):
             op.carry(x, dim, dim)
             if before or after:

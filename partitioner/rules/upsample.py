@@ -32,14 +32,10 @@ def upsample_nearest(op: Op) -> None:
     for dim, times in factors.items():
         if times == 1:
             op.carry(0, dim, dim)
-        elif not op.is_one(0, dim):
+        elif not op.is_one(0, dim) and op.table.example_length(op.axis(0, dim)) >= SHORT:
             repeats = sympy.factorint(times, multiple=True)  # enlarged by 2 and again by 2 is enlarged by 4
             axis = (*op.axis(0, dim), *(factor for n in repeats for factor in op.table.fresh_axis(n)))
-            merged = op.merge(dim, axis)
-            if merged != axis:
-                op.set_out(dim, merged)
-            elif op.table.example_length(op.axis(0, dim)) >= SHORT:
-                op.place(0, dim, dim, axis)
+            op.place_product(0, dim, dim, axis)
 
 
 def _times(op: Op, before: Length, after: Length) -> int | None:

@@ -157,11 +157,7 @@ def repeat(op: Op) -> None:
             op.carry(0, dim, out_dim)
         elif not op.is_one(0, dim) and isinstance(times, int) and times > 0:
             axis = (*op.table.fresh_axis(times), *op.axis(0, dim))
-            merged = op.merge(out_dim, axis)
-            if merged == axis:
-                op.place(0, dim, out_dim, axis)
-            else:
-                op.set_out(out_dim, merged)
+            op.place_product(0, dim, out_dim, axis)
 
 
 @rule(aten.repeat_interleave.self_int)
@@ -172,12 +168,7 @@ def repeat_interleave(op: Op) -> None:
         return
     at %= op.rank()
     op.carry_all(skip=(at,))
-    axis = (*op.axis(0, at), *op.table.fresh_axis(times))
-    merged = op.merge(at, axis)
-    if merged == axis:
-        op.place(0, at, at, axis)
-    else:
-        op.set_out(at, merged)
+    op.place_product(0, at, at, (*op.axis(0, at), *op.table.fresh_axis(times)))
     op.rewrite = Rewrite("repeat_interleave", dim=at)
 
 
