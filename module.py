@@ -14,6 +14,7 @@ from torch import fx
 
 from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
+from seqpar.model_watch import Watches
 from seqpar.passes.arguments import Call
 from seqpar.passes.readable import readable
 from seqpar.program import Program, run_program, write_back
@@ -97,8 +98,8 @@ class SequenceParallelModule(torch.nn.Module):
 
     It takes and returns full (global) tensors on every rank. Parameters, buffers, `state_dict`, `config`, `dtype`, methods: all the
     model's own. A new combination of shapes, dtypes and values reuses a symbolic program or makes a new one, on all ranks together.
-    Weights and buffers are shared; what else decides the result (a scale, a flag, hooks, which layers there are) is what it was when a program was made: after changing
-    that on the model directly, call `recompile()`.
+    Weights and buffers are shared. What else decides the result (a scale, a flag, hooks, which layers there are) is part of a program: if it was changed on the model,
+    the next call makes the programs anew. Not seen are global variables and what functions close over: after a change there call `recompile()`.
 
     A call raises `SignatureError` if its inputs have another structure than the example, and `TraceError`, `MeshError` or
     `DisagreementError` if a new program was needed and could not be made.
@@ -121,6 +122,7 @@ class SequenceParallelModule(torch.nn.Module):
             "_clock": itertools.count(1),
             "_current": None,
             "_probe": first_parameter(model),
+            "_watches": Watches(model),
         }
         self.__dict__.update(state)
         self.__dict__["forward"] = model_forward(self, model)
@@ -129,10 +131,14 @@ class SequenceParallelModule(torch.nn.Module):
         else:
             self._programs.update((found.key, found) for found in loaded.specialisations)
             self._current = loaded.specialisations[0]
+            self._watches.renew(self._current.program.gm.graph)
 
     # ---- calling
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        watch = self._watches.of_mode.get(self._model.training)
+        if watch is not None and watch.changed() and self._watches.must_renew(watch):
+            self.recompile()
         key: list[Any] = [len(args), tuple(kwargs)]
         self._state_key(key)
         tensors: list[torch.Tensor] = []
@@ -167,7 +173,7 @@ class SequenceParallelModule(torch.nn.Module):
         reason = f"{read.function} reads another value at {read.where}" if read is not None else "a value read from the inputs changed"
         if len(specialisation.programs) == MAX_ALTERNATIVES:
             log.warning("%s: more than %d programs for inputs of one signature, each compiled for other values: %s", name, MAX_ALTERNATIVES, reason)
-        program = self._builder.build(self._signature.check(args, kwargs), static=not specialisation.program.symbolic)
+        program = self._build(self._signature.check(args, kwargs), static=not specialisation.program.symbolic)
         log.info("%s: a program was compiled in %.1f s: %s", name, program.interface.seconds, reason)
         specialisation.use(program)
         self._evict()
@@ -225,9 +231,14 @@ class SequenceParallelModule(torch.nn.Module):
         else:
             reason = f"the program is fixed to its inputs and they changed: {differences(known[-1][0].summary, summary(call)) or 'the state of the model'}"
         static = bool(known) and not any(program.symbolic for _, program in known)
-        program = self._builder.build(call, static=static)
+        program = self._build(call, static=static)
         kind = "symbolic" if program.symbolic else "fixed sizes"
         log.info("%s: a program (%s) was compiled in %.1f s: %s", name, kind, program.interface.seconds, reason)
+        return program
+
+    def _build(self, call: Call, static: bool) -> Program:
+        program = self._builder.build(call, static=static)
+        self._watches.renew(program.gm.graph)
         return program
 
     def _evict(self) -> None:
@@ -274,6 +285,7 @@ class SequenceParallelModule(torch.nn.Module):
         """Forget all programs; the next call makes a new one."""
         self._programs.clear()
         self._fast.clear()
+        self._watches.clear()
 
     # ---- being the model
 

@@ -179,8 +179,9 @@ class Code:
         self.facts: dict[str, str] = {}
 
     def add(self, *found: Any) -> None:
-        """A class or a function."""
+        """A class or a function. Which packages define layers must be known before any code is followed."""
         self.todo += found
+        self.packages |= {kind.__module__.partition(".")[0] for kind in found if isinstance(kind, type) and issubclass(kind, torch.nn.Module)}
 
     def text(self) -> list[str]:
         """All facts, in an order of their own."""
@@ -191,9 +192,7 @@ class Code:
                 continue
             seen[id(item)] = item
             if isinstance(item, type):
-                if issubclass(item, torch.nn.Module):
-                    self.packages.add(item.__module__.partition(".")[0])
-                self.todo += item.__mro__[1:]
+                self.add(*item.__mro__[1:])
                 self.members(item)
             elif self.counts(item.__globals__):
                 self.function(item)

@@ -225,7 +225,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
     # A program must not depend on the example's strides: a later non-contiguous input is made contiguous as well.
     leaves = tuple(call.leaves[i].detach().contiguous() for i in positions)
     flat = FlatModel(model, call, positions, Replayer(recording.reads, numbers), OpaqueReplayer(model, recording.calls))
-    flat.train(model.training)
+    flat.training = model.training  # its own alone: parts of the model may be in another mode
     dims = (tuple({d: torch.export.Dim.AUTO for d in range(leaf.dim())} for leaf in leaves),) if symbolic else None
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
