@@ -114,6 +114,10 @@ class Replayer(FunctionReader):
         self.asked, self.used, self.position = [], [], 0  # torch.export runs a model more than once
         return super().__enter__()
 
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        # No value depends on the mode, and torch.export makes subgraphs of it, or fails where it lasts to the end of `forward`.
+        return None if func is torch._C._set_grad_enabled else super().__torch_function__(func, types, args, kwargs)
+
     def _next(self) -> Record:
         """The record of this question. Those before it which the tracer did not ask are left out: models skip some of their checks while they are traced."""
         where = calling_line()

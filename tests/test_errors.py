@@ -258,6 +258,20 @@ def sharded_weights():
     return messages
 
 
+@pytest.mark.parametrize("make", [lambda: torch.jit.script(nn.Linear(16, 16)), lambda: packed(nn.Linear(16, 16))], ids=["scripted", "packed"])
+def test_objects_of_torchscript_are_refused_by_name(make):
+    model = Attention().eval()
+    model.out = make()
+    with pytest.raises(UnsupportedError, match=r"^out\b.* of Attention is an object of TorchScript"):
+        seqpar.plan(model, (x_of(),), ulysses=2)
+
+
+def packed(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(layer))[0]
+
+
 def test_weights_that_are_divided_already_are_refused(two_ranks):
     for messages in two_ranks.run(sharded_weights):
         assert all("qkv.weight of FSDPAttention is a DTensor (Shard(dim=0),)" in message and "whole weights" in message for message in messages)

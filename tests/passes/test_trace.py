@@ -196,3 +196,27 @@ def test_an_error_of_a_later_pass_names_the_line_of_the_operator():
 
     with torch.no_grad(), pytest.raises(TraceError, match=r"where: .*test_trace.py:\d+ in forward: v.masked_fill_"):
         trace(WritesToAView(), (torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)), {}, dynamic=False)
+
+
+class SwitchesGradients(nn.Module):
+    def __init__(self, whole):
+        super().__init__()
+        self.linear, self.whole = nn.Linear(4, 4), whole
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.linear(x)
+        with torch.enable_grad():
+            x = self.linear(x * 2)
+            if self.whole:
+                return x + 1
+        return x
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["part", "to-the-end"])
+def test_gradients_switched_on_and_off_make_no_subgraphs(whole):
+    model, x = SwitchesGradients(whole), torch.randn(3, 4)
+    traced = trace(model, (x,), {})
+    assert torch.is_grad_enabled()
+    assert not any("grad" in str(node.target) for node in traced.gm.graph.nodes)
+    assert_same(run(traced, {"x": x}), model(x).detach())
