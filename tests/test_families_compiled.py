@@ -7,7 +7,8 @@ import seqpar
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 
-REAL = [name for name in registry.names() if not name.startswith("pattern-") and name != "wan-ti2v"]  # which is wan's class
+SAME = ("wan-ti2v", "longcat-image")  # the class of wan; blocks like flux's
+REAL = [name for name in registry.names() if not name.startswith("pattern-") and name not in SAME]
 
 
 def on_two_ranks(name, ulysses, ring):

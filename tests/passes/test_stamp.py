@@ -20,15 +20,18 @@ from alike_blocks import COUNT, WIDTH, Block, Model, WritesToBuffer  # noqa: E40
 
 
 @pytest.mark.parametrize(
-    ("name", "dynamic", "copied"),
-    [("flux", False, 4), ("flux", True, 1), ("qwen-image", False, 4), ("wan", False, 4), ("wan", None, 4), ("sd3", False, 1), ("z-image", False, 0), ("pattern-unified", False, 0), ("bagel", False, 0)],
-)
-def test_the_same_graph(name, dynamic, copied, both):
+    ("name", "dynamic", "layers", "copied"),
+    [
+        ("flux", False, 10, 4), ("flux", True, 10, 1), ("qwen-image", False, 4, 2), ("wan", False, 4, 2), ("wan", None, 4, 2), ("sd3", False, 6, 1),
+        ("z-image", False, 0, 0), ("pattern-unified", False, 0, 0), ("bagel", False, 0, 0),
+    ],
+)  # fmt: skip
+def test_the_same_graph(name, dynamic, layers, copied, both):
     """copied: at least so many; layers that know their number differ in it."""
     family = registry.get(name)
     config = family.tiny_config(2, 1)
-    if copied:
-        config = family.with_layers(config, 10 if family.single_layers_key else 6)
+    if layers:
+        config = family.with_layers(config, layers)
     model, inputs = randomise(family.build(config)), family.grid_inputs(config, rows=4, columns=4, text_len=5)
     assert both(model, (), inputs, dynamic=dynamic) >= copied
 
