@@ -35,12 +35,12 @@ def _end(x: Tensor, dim: int, position: int, length: int, edges: bool) -> Tensor
     return x.narrow(dim, position, 1).expand(shape) if edges else x.new_zeros(shape)
 
 
-def window(x: Tensor, dim: int, start: int, stop: int) -> Tensor:
-    """[.., n, ..] -> [.., stop - start, ..]: positions start..stop of a whole value, zeros before its first and after its last one."""
+def window(x: Tensor, dim: int, start: int, stop: int, edges: bool = False) -> Tensor:
+    """[.., n, ..] -> [.., stop - start, ..]: positions start..stop of a whole value, zeros before its first and after its last one, or these repeated (`edges`)."""
     first, last = (min(max(position, 0), x.shape[dim]) for position in (start, stop))
     inside = x.narrow(dim, first, last - first)
     if last - first == stop - start:
         return inside
     before = min(max(-start, 0), stop - start)
-    left, right = (x.new_zeros(with_dim(x.shape, dim, n)) for n in (before, stop - start - before - (last - first)))
+    left, right = (_end(x, dim, at, n, edges) for at, n in ((0, before), (x.shape[dim] - 1, stop - start - before - (last - first))))
     return torch.cat([left, inside, right], dim)

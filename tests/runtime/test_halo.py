@@ -32,6 +32,7 @@ def test_conv1d(edges: bool, ranks: int, kernel: int, padding: int, length: int)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 7), (2, 5), (-2, 3), (5, 9), (-1, 10), (9, 12), (-3, -1)])
-def test_a_window_has_zeros_beyond_the_ends(start: int, stop: int) -> None:
+def test_a_window_has_zeros_or_edges_beyond_the_ends(start: int, stop: int) -> None:
     x = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(window(x, 1, start, stop), F.pad(x, (0, 0, 5, 5))[:, start + 5 : stop + 5])
+    assert torch.equal(window(x, 1, start, stop, edges=True), F.pad(x, (0, 0, 5, 5), mode="replicate")[:, start + 5 : stop + 5])
