@@ -23,6 +23,7 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import Op, outputs_of, shape_of
 from seqpar.partitioner.registry import registry
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.shortened import Shortened, Site
 from seqpar.partitioner.written import find_written
 
 Found = TypeVar("Found")
@@ -49,6 +50,7 @@ class Inference:
     fused: bool = False
     input_dependent: frozenset[Node] = frozenset()
     written: dict[Node, Node] = field(default_factory=dict)
+    shortened: Shortened = field(default_factory=Shortened, repr=False)
     answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # of `answer`
 
     def answer(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -59,6 +61,13 @@ class Inference:
 
     def axis(self, node: Node, dim: int) -> Axis:
         return self.table.expand_axis(self.axes[node][0][dim])
+
+    @cached_property
+    def shortens(self) -> bool:
+        """Whether a stride shortens a dim over which the model works: not the pixels that a first convolution makes patches of."""
+        asked = {root for ask in self.shortened.asks for root in self.table.expand((ask.atom,))}
+        made = (relation.out_axes[0] for node, relation in self.relations.items() if is_contraction(node.target) and node in self.input_dependent)
+        return bool(asked) and any(asked & self.table.roots(axis) for axes in made for axis in axes)
 
     @cached_property
     def attentions(self) -> tuple[Relation, ...]:
@@ -76,7 +85,7 @@ def changing(graph: Graph) -> frozenset[Node]:
 
 
 def infer(
-    graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True, begin: Iterable[tuple[str, int]] = ()
+    graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True, begin: Iterable[tuple[str, int]] = (), strides: bool = False
 ) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
@@ -84,27 +93,31 @@ def infer(
     what the model does on the grid (convolutions) can stay sharded.
     batch: what attentions have in their batch counts as the sequence, instead of their rows. fuse: False leaves products as they are.
     begin: dims of markers (node name, dim) at which a new sequence begins, that has nothing to do with what it was made of.
+    strides: whether dims that strides shorten are products from where they begin, so that both lengths are cut alike.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = dict.fromkeys(begin, (0, 1))
-    dependent = changing(graph)
+    dependent, known = changing(graph), dict[Site, tuple[int, ...]]()
     for _ in range(MAX_READINGS):
-        result = _read(graph, sizes, fused, cut or 0, batch, dependent)
+        result = _read(graph, sizes, fused, cut or 0, batch, dependent, Shortened(known))
         marks = _products_to_fuse(result) if cut is None and fuse else {}
-        if not marks.keys() - fused.keys():
+        answered = result.shortened.answered(result.table) if strides else known
+        if not marks.keys() - fused.keys() and answered == known:
             break
         fused.update(marks)
+        known = answered
     result.fused = bool(fused)
     _add_sequences_beside(result)
     return result
 
 
-def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool, dependent: frozenset[Node]) -> Inference:
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool, dependent: frozenset[Node], shortened: Shortened) -> Inference:
     sizes.forget_conditions()
-    result = Inference(AtomTable(sizes), input_dependent=dependent)
+    result = Inference(AtomTable(sizes), input_dependent=dependent, shortened=shortened)
     for node in graph.nodes:
         outs = outputs_of(node)
         if node.op in ("placeholder", "get_attr") and outs:
-            result.axes[node] = tuple(tuple(result.table.fresh_axis(n) for n in shape_of(v)) for v in outs)
+            begin, table = shortened.begin, result.table
+            result.axes[node] = tuple(tuple(begin(table, (node.name, i, d), n) for d, n in enumerate(shape_of(v))) for i, v in enumerate(outs))
         elif node.op == "call_function":
             if node.target is operator.getitem and node.args[0] in result.axes:
                 _read_getitem(node, result)
@@ -143,7 +156,7 @@ def _read_getitem(node: Node, result: Inference) -> None:
 
 
 def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple[int, int]]) -> None:
-    op = Op(node, result.table, result.axes, fused)
+    op = Op(node, result.table, result.axes, fused, result.shortened)
     apply_rule = node.meta.get("rule") or registry.find(node.target)
     if node.target in WRITES and node not in result.input_dependent:
         op.reason = "a table that is written piece by piece"  # a loop that fills a mask must not cut the sequence at every row
@@ -171,8 +184,9 @@ def _collect_sequences(result: Inference, cut: int) -> None:
 
 
 def _add_sequence(result: Inference, axis: Axis, cut: int, weight: int) -> None:
-    """The factor of `axis` that is to be cut is a sequence, of this weight besides what it has."""
-    factors = result.table.expand_axis(axis)
+    """The factor of `axis` that is to be cut is a sequence, of this weight besides what it has. Strides are never cut."""
+    inner = {root for atom in result.shortened.inner for root in result.table.expand((atom,))}
+    factors = [factor for factor in result.table.expand_axis(axis) if not inner.issuperset(factor)]
     for atom in factors[min(cut, len(factors) - 1)] if factors else ():
         result.sequences[atom] = result.sequences.get(atom, 0) + weight
 

@@ -180,8 +180,8 @@ class LabelProblem:
             return axis == ((atom,),)
         if dim not in relation.halo:
             return True
-        inner = self.table.axis_length(axis[1:])
-        needed = -(-max(relation.halo[dim]) // (inner if isinstance(inner, int) else 1)) * self.degrees.ranks
+        inner, around = self.table.axis_length(axis[1:]), relation.halo[dim]
+        needed = -(-max(around.before, around.after) // (around.stride * inner if isinstance(inner, int) else 1)) * self.degrees.ranks
         length = self.table.length(atom)
         if axis[0] != (atom,) or self.sizes.hint(length) < needed:
             return False
@@ -196,7 +196,7 @@ class LabelProblem:
             return 0.0
         value = relation.operands[0].meta["val"]
         rows = nbytes(value, self.sizes) / max(self.sizes.hint(as_length(value.shape[dim])), 1)
-        return sum(relation.halo[dim]) * rows * self.prices.byte
+        return (relation.halo[dim].before + relation.halo[dim].after) * rows * self.prices.byte
 
     def busiest(self, atom: int) -> float:
         """Share of an atom's positions on the rank that has most of them; a rider's are in the place of some of its host's."""

@@ -10,7 +10,8 @@ from torch.fx.node import map_arg
 
 from seqpar.partitioner.atoms import AtomTable, Axis
 from seqpar.partitioner.lengths import Length, simplify
-from seqpar.partitioner.relation import Relation, Rewrite, Window
+from seqpar.partitioner.relation import Halo, Relation, Rewrite, Window
+from seqpar.partitioner.shortened import SHORT, Ask, Shortened, left_by
 
 
 def as_length(size: Any) -> Length:
@@ -71,10 +72,11 @@ class Op:
     is passed twice plays two parts, so nothing flows then unless the rule says that its parts are `alike`.
     """
 
-    def __init__(self, node: Node, table: AtomTable, axes: dict[Node, tuple[tuple[Axis, ...], ...]], fused: dict[tuple[str, int], tuple[int, int]]) -> None:
+    def __init__(self, node: Node, table: AtomTable, axes: dict[Node, tuple[tuple[Axis, ...], ...]], fused: dict[tuple[str, int], tuple[int, int]], shortened: Shortened) -> None:
         self.node = node
         self.table = table
         self._fused = fused
+        self._shortened = shortened
         self.args = bind_arguments(node) if hasattr(node.target, "_schema") else {}
         self.operands: tuple[Node, ...] = tuple(n for n in node.all_input_nodes if is_tensor(n))
         self.operand_axes = [axes[n][0] for n in self.operands]
@@ -84,13 +86,14 @@ class Op:
         self._flows: dict[tuple[int, int], list[int]] = {}
         self._reduces: dict[tuple[int, int], str] = {}
         self._blocked: set[int] = set()
+        self._asks: list[tuple[int, int, int]] = []
         self.conflicts: list[tuple[Axis, int]] = []
         self.merges: list[tuple[int, Axis]] = []
         self.dropping = False
         self.alike = False
         self.free: set[int] = set()
         self.whole: set[int] = set()
-        self.halo: dict[int, tuple[int, int]] = {}
+        self.halo: dict[int, Halo] = {}
         self.windows: dict[int, Window] = {}
         self.pooled: set[int] = set()
         self.rewrite: Rewrite | None = None
@@ -161,6 +164,18 @@ class Op:
         else:
             self.set_out(out_dim, merged)
 
+    def shorten(self, operand: int, dim: int, out_dim: int, stride: int) -> bool:
+        """Of every `stride` positions one is left. False if the operand's dim is no such product: it is asked for, where it can be one."""
+        axis, (length, shorter) = self.axis(operand, dim), map(self.table.sizes.hint, (self.shapes[operand][dim], self.out_shape[out_dim]))
+        if length != shorter * stride or shorter == 1:  # where it is so for one multiple of the stride, it is for all
+            return False
+        left = left_by(self.table, axis, stride)
+        if left is not None:
+            self.place(operand, dim, out_dim, left)
+        elif len(axis[0]) == 1 and shorter >= SHORT and stride % (inner := self.table.example_length(axis[1:])) == 0:
+            self._asks.append((axis[0][0], out_dim, stride // inner))
+        return left is not None
+
     def begins(self, out_dim: int) -> bool:
         """True if an output dim was chosen to be one new sequence, whatever it is made of."""
         return (self.node.name, out_dim) in self._fused
@@ -188,12 +203,13 @@ class Op:
             if kept and not two_parts:
                 flows[key] = kept
         out_axes = []
-        for shape, known in zip(self.out_shapes, self._out, strict=True):
+        for output, (shape, known) in enumerate(zip(self.out_shapes, self._out, strict=True)):
             axes = []
             for dim, length in enumerate(shape):
                 axis = None if dim in self._blocked else self._axis_for(known, dim, length)
-                axes.append(self.table.fresh_axis(length) if axis is None else axis)
+                axes.append(self._shortened.begin(self.table, (self.node.name, output, dim), length) if axis is None else axis)
             out_axes.append(tuple(axes))
+        self._shortened.asks += [Ask(atom, out_axes[0][dim], stride) for atom, dim, stride in self._asks]
         return Relation(
             operands=self.operands,
             operand_axes=tuple(tuple(a) for a in self.operand_axes),

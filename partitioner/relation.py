@@ -35,6 +35,15 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
+class Halo:
+    """Neighbouring positions of the operand that are read `before` and `after` a part; `stride` of its positions make one of the result."""
+
+    before: int
+    after: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
 class Window:
     """Position p of an output dim is made of the operand's `reach` positions from `stride * p + first` on; beyond its ends are zeros."""
 
@@ -58,7 +67,7 @@ class Relation:
     dropping: bool = False
     free: frozenset[int] = frozenset()  # operands read for their dtype or device only
     whole: frozenset[int] = frozenset()  # output dims that can only be produced whole
-    halo: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # output dim -> neighbouring positions read before and after
+    halo: Mapping[int, Halo] = field(default_factory=dict)  # output dim -> neighbouring positions that are read
     windows: Mapping[int, Window] = field(default_factory=dict)  # output dim -> what its positions are made of; can be made in parts of a whole operand
     pooled: frozenset[int] = frozenset()  # output dims that also share statistics, which the emitted call reduces over the ranks
     rewrite: Rewrite | None = None

@@ -3,8 +3,8 @@
 Before: %p = aten.constant_pad_nd(%x, [1, 1, 1, 1, 2, 0]); %y = aten.conv3d(%p, %w, %b, [1, 1, 1], [0, 0, 0])
 After:  %p = aten.constant_pad_nd(%x, [0, 0, 0, 0, 2, 0]); %y = aten.conv3d(%p, %w, %b, [1, 1, 1], [0, 1, 1])
 
-Zeros, as many on both sides, are the convolution's padding; what is uneven (in front only, in a causal convolution) stays with the pad. For repeated edges there is an
-operator of our own (`partitioner/edges.py`).
+Zeros, as many on both sides, are the convolution's padding; what is uneven (in front only, in a causal convolution) stays with the pad. For repeated edges, and uneven zeros
+where the convolution has a stride, there is an operator of our own (`partitioner/edges.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 def pads_in_convolutions(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which convolutions pad themselves; `gm` itself if none has such an operand."""
-    found = {node: even for node in gm.graph.nodes if (even := _even(node)) or _edges(node)}
+    convolutions = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in CONVOLUTIONS]
+    found = {node: [] if _edges(node) else _even(node) for node in convolutions if _edges(node) or _even(node)}
     if not found:
         return gm
     copies: dict[Node, Node] = {}
@@ -55,14 +56,15 @@ def _padding_itself(build: Builder, node: Node, even: list[int]) -> Node:
 def _with_edges(build: Builder, node: Node) -> Node:
     bound = bind_arguments(node)
     padded, spatial = bound["input"], len(bound["weight"].meta["val"].shape) - 2
-    stride, dilation = (per_dim(bound[name], spatial) for name in ("stride", "dilation"))
-    return build.call(CONV_EDGES, padded.args[0], bound["weight"], bound["bias"], stride, dilation, bound["groups"], padded.args[1])
+    stride, dilation, own = (per_dim(bound[name], spatial) for name in ("stride", "dilation", "padding"))
+    zeros = bool(around(padded, "constant"))
+    pads = [*padded.args[1], *[0] * (2 * spatial - len(padded.args[1]))]
+    both = [n + m for n, m in zip(pads, (n for n in reversed(own) for _ in range(2)), strict=True)]
+    return build.call(CONV_EDGES, padded.args[0], bound["weight"], bound["bias"], stride, dilation, bound["groups"], both, zeros)
 
 
 def _even(node: Node) -> list[int]:
     """Zeros on each side of the convolution's dims, last dim first, that the padded operand has and the convolution could make; empty if there are none."""
-    if node.op != "call_function" or node.target not in CONVOLUTIONS:
-        return []
     bound = bind_arguments(node)
     spatial = len(bound["weight"].meta["val"].shape) - 2
     even = [before if before == after > 0 else 0 for before, after in around(bound["input"], "constant")[:spatial]]
@@ -70,9 +72,12 @@ def _even(node: Node) -> list[int]:
 
 
 def _edges(node: Node) -> bool:
-    """Whether the operand's edges are repeated around it, and nothing else is."""
-    if node.op != "call_function" or node.target not in CONVOLUTIONS:
-        return False
+    """Whether the operand's edges are repeated around it, and nothing else is; or zeros are, unevenly in a dim with a stride."""
     bound = bind_arguments(node)
-    batched = len(bound["input"].meta["val"].shape) == len(bound["weight"].meta["val"].shape)
-    return batched and bool(around(bound["input"], "replicate")) and not any(per_dim(bound["padding"], 1))
+    spatial = len(bound["weight"].meta["val"].shape) - 2
+    if len(bound["input"].meta["val"].shape) != spatial + 2:
+        return False
+    if around(bound["input"], "replicate"):
+        return not any(per_dim(bound["padding"], 1))
+    zeros, strides = around(bound["input"], "constant"), reversed(per_dim(bound["stride"], spatial))
+    return len(zeros) <= spatial and min(map(min, zeros), default=0) >= 0 and any(a != b and stride > 1 for (a, b), stride in zip(zeros, strides, strict=False))

@@ -215,33 +215,37 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
         if emitter.view.produced(node)[dim]:
             at = dim - (len(layout) - spatial)
             if dim in relation.halo and padding[at] == 0:  # every part has the zeros around the whole
-                x = emitter.call(aten.narrow.default, (x, dim, relation.halo[dim][0], emitter.local_shape(node)[dim]))
+                x = emitter.call(aten.narrow.default, (x, dim, relation.halo[dim].before, emitter.local_shape(node)[dim]))
             x = _surroundings(emitter, node, relation, x, dim)
             padding[at] = 0
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
 
 
 def _edges(emitter: Emitter, node: Node, relation: Relation) -> Call:
-    """A convolution that repeats edges reads its neighbours' rows over a sharded dim, and repeats nothing there."""
-    x, weight, bias, stride, dilation, groups, pads = node.args
-    value, pads = emitter.value(x, emitter.view.required(node, relation, relation.operands.index(x))), list(pads)  # type: ignore[arg-type]
-    rank = len(emitter.view.produced(node))
-    for dim, around in relation.halo.items():
-        if emitter.view.produced(node)[dim]:
-            value = emitter.call(halo, (value, dim, *around), {"group": "sp", "edges": True})
+    """A convolution with pads reads its neighbours' rows over a sharded dim, or its window, and pads nothing there."""
+    bound = bind_arguments(node)
+    x, pads, rank = bound["x"], list(bound["pads"]), len(emitter.view.produced(node))
+    value = emitter.value(x, emitter.view.required(node, relation, relation.operands.index(x)))
+    for dim, sharded in enumerate(emitter.view.produced(node)):
+        if sharded and dim >= 2:
+            value = _surroundings(emitter, node, relation, value, dim, edges=not bound["zeros"])
             pads[2 * (rank - 1 - dim) : 2 * (rank - dim)] = [0, 0]
-    return node.target, (value, weight, bias, stride, dilation, groups, pads), {}
+    return node.target, (value, bound["weight"], bound["bias"], bound["stride"], bound["dilation"], bound["groups"], pads, bound["zeros"]), {}
 
 
-def _surroundings(emitter: Emitter, node: Node, relation: Relation, x: Node, dim: int) -> Node:
-    """All that the local part of a result is made of along `dim`."""
+def _surroundings(emitter: Emitter, node: Node, relation: Relation, x: Node, dim: int, edges: bool = False) -> Node:
+    """All that the local part of a result is made of along `dim`; beyond the ends are zeros, or the `edges` repeated."""
+    ends = {"edges": True} if edges else {}
     if dim in relation.halo:
-        return emitter.call(halo, (x, dim, *relation.halo[dim]), {"group": "sp"})
+        around = relation.halo[dim]
+        return emitter.call(halo, (x, dim, around.before, around.after), {"group": "sp", **ends})
+    if dim not in relation.windows:
+        return x
     needed, (atom,) = relation.windows[dim], emitter.view.produced(node)[dim]
     parts, rank = emitter.view.parts(atom), emitter.view.rank
     start, last = total(parts[:rank]), minus(total(parts[: rank + 1]), 1)
     first, stop = (needed.stride * position + needed.first for position in (start, last))
-    return emitter.call(window, (x, dim, *(emitter.sizes.emit(simplify(n)) for n in (first, stop + needed.reach))), {})
+    return emitter.call(window, (x, dim, *(emitter.sizes.emit(simplify(n)) for n in (first, stop + needed.reach))), ends)
 
 
 def _group_norm(emitter: Emitter, node: Node, relation: Relation) -> Call:

@@ -8,13 +8,14 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
 from seqpar.compat import symbol_hints
-from seqpar.partitioner.cost import Machine
+from seqpar.partitioner.cost import Machine, node_work
 from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.execution import execution_of, head_conditions
 from seqpar.partitioner.infer import BESIDE, Inference, infer
@@ -231,7 +232,7 @@ def partition(
     degrees = Degrees(ulysses, ring)
     with stage("solve", "choosing layouts for ulysses %d x ring %d", ulysses, ring):
         solution = solve(inference, degrees, machine, local_keys=options.local_keys, phases=options.phases)
-        if options.grids and inference.fused and degrees.ranks > 1:
+        if options.grids and (inference.fused or inference.shortens) and degrees.ranks > 1:
             inference, solution = _cheaper(inference, solution, traced, degrees, machine, options)
         if solution.reasons and not solution.labels.sharded:
             inference, solution = _along_batch(inference, solution, traced, degrees, machine)
@@ -255,17 +256,33 @@ def partition(
 def _cheaper(
     inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None, options: Options
 ) -> tuple[Inference, Solution]:
-    """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded."""
+    """Cut sequences that are grids at any position, or between frames or rows where that is clearly cheaper: it keeps convolutions on the grid sharded.
+
+    So does cutting what strides shorten as it is cut afterwards. Where every rank then still does much of the work (convolutions over pixels beside attention over
+    a few frames, a mask that no cut of a grid suits), sequences as they are and what attentions have in their batch are tried, too.
+    """
     best = (inference, solution)
     if solution.labels.floor >= CLEARLY * solution.labels.cost and not _along_others(inference):  # nothing to win: deep models, whose ends are little
         return best
     meshed = {n.name for n in solution.labels.exchanged | solution.along_batch if not is_cross(inference.relations[n], inference)}
-    for factor in (0, 1):
-        other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), cut=factor)
+    cuts: list[dict[str, Any]] = [{"cut": 0}, {"cut": 1}] if inference.fused else [{"cut": 0}]
+    for cut in [*cuts, {}, {"batch": True}] if inference.shortens else cuts:
+        if "cut" not in cut and _whole_share(*best) < 1 - CLEARLY:
+            break
+        other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), **cut, strides=inference.shortens)
         trial = solve(other, degrees, machine, local_keys=options.local_keys, phases=options.phases)
-        if meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch} and trial.labels.cost < CLEARLY * best[1].labels.cost:
+        on_mesh = meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch}
+        if (on_mesh or "batch" in cut) and trial.labels.cost < CLEARLY * best[1].labels.cost:
             best = (other, trial)
     return best
+
+
+def _whole_share(inference: Inference, solution: Solution) -> float:
+    """The share of all work that every rank does."""
+    labels, sizes = solution.labels, inference.table.sizes
+    work = {n: node_work(n, sizes) for n in inference.relations}
+    divided = labels.exchanged | {n for n, _, _ in labels.sharded}
+    return 1 - sum(work[n] for n in divided) / max(sum(work.values()), 1)
 
 
 def _along_others(inference: Inference) -> bool:

@@ -149,6 +149,18 @@ class Shortened(Mechanism):
         return self.mlp(self.attention(self.conv(x_BSD.transpose(1, 2)).transpose(1, 2)))
 
 
+class ShortenedTwice(Mechanism):
+    """Convolutions of overlapping windows, with strides (encoders of audio have some), and a mean of every two positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1), nn.Conv1d(WIDTH, WIDTH, 4, stride=2)
+
+    def forward(self, x_BSD):
+        x = F.gelu(self.second(F.gelu(self.first(F.avg_pool1d(self.mlp(x_BSD).transpose(1, 2), 2)))))
+        return self.mlp(self.attention(self.third(F.pad(x, (0, 2))).transpose(1, 2)))
+
+
 class Positions(Mechanism):
     """Tables by position: embedding, index, gather; positions by arange and linspace."""
 
@@ -284,7 +296,7 @@ class ScoresOfTheLayerBefore(Mechanism):
 
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
-HALOS = {Picture: 1, TemporalConvolution: 1, KnownStatistics: 1, CausalConvolutions: 2, Enlarged: 1}
+HALOS = {Picture: 1, TemporalConvolution: 1, KnownStatistics: 1, CausalConvolutions: 2, Enlarged: 1, ShortenedTwice: 3}
 GATHERED = {Deformable: 1, PairBias: 1, ScoresOfTheLayerBefore: 2}  # the picture; one number per token and head, of which every rank makes the pairs; keys and values, twice
 FREE_CALLS = Machine(call_share=0.0)  # these models are so small that computing twice would often be worth a call
 

@@ -1,6 +1,6 @@
-"""Convolutions: batch keeps its place; so does space where the length is kept, with the neighbours' positions as a halo.
+"""Convolutions: batch keeps its place; so does space where the length is kept, or divided by a stride, with the neighbours' positions as a halo.
 
-Zeros that were put around it before count as kept. Where the length changes (strides), parts of the result are made of windows of the whole operand.
+Zeros that were put around it before count as kept. Where the length changes otherwise, parts of the result are made of windows of the whole operand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from seqpar.partitioner.lengths import same
 from seqpar.partitioner.op import Op, per_dim
 from seqpar.partitioner.pads import around
 from seqpar.partitioner.registry import rule
-from seqpar.partitioner.relation import Rewrite, Window
+from seqpar.partitioner.relation import Halo, Rewrite, Window
 from seqpar.partitioner.rules.parts import single_factor
 
 aten = torch.ops.aten
@@ -30,36 +30,44 @@ def conv(op: Op) -> None:
     zeros = around(op.operands[x], "constant")
     for i, (stride, padding, dilation) in enumerate(zip(strides, paddings, dilations, strict=True)):
         dim, kernel = i + 1 + batched, op.shapes[weight][i + 2]
-        before, after = padding, dilation * (int(kernel) - 1) - padding
+        reach = dilation * (int(kernel) - 1)
+        before, after = padding, reach - padding
         in_front, behind = zeros[spatial - 1 - i] if spatial - 1 - i < len(zeros) else (0, 0)
         if stride == 1 and padding == 0 and min(in_front, behind) >= 0 and in_front + behind == after > 0:
             _keep_length(op, x, dim, in_front, behind)
-        elif stride != 1 or min(before, after) < 0 or not same(op.shapes[x][dim], op.out_shape[dim]):
-            op.windows[dim] = Window(stride, -padding, dilation * (int(kernel) - 1) + 1)
-        elif not op.is_one(x, dim):
-            op.carry(x, dim, dim)
-            if before or after:
-                op.halo[dim] = (before, after)
+        else:
+            _steps(op, x, dim, stride, before, after)
     op.rewrite = Rewrite("halo")
     op.reason = "a convolution over this dim"
 
 
 @rule(CONV_EDGES)
 def conv_edges(op: Op) -> None:
-    """The edges of the whole are repeated at the ends of the first and the last part."""
+    """Zeros, or the edges of the whole, are at the ends of the first and the last part only."""
     x, weight = op.index(op.args["x"]), op.index(op.args["weight"])
     op.carry(x, 0, 0)
     pads, spatial = op.args["pads"], op.rank(weight) - 2
     for i in range(spatial):
         at = 2 * (spatial - 1 - i)
-        before, after = pads[at : at + 2] if at < len(pads) else (0, 0)
-        reach = op.args["dilation"][i] * (int(op.shapes[weight][i + 2]) - 1)
-        if op.args["stride"][i] == 1 and before >= 0 and before + after == reach and not op.is_one(x, i + 2):
-            op.carry(x, i + 2, i + 2)
-            if reach:
-                op.halo[i + 2] = (before, after)
+        before = pads[at] if at < len(pads) else 0
+        _steps(op, x, i + 2, op.args["stride"][i], before, op.args["dilation"][i] * (int(op.shapes[weight][i + 2]) - 1) - before)
     op.rewrite = Rewrite("edges")
     op.reason = "a convolution over this dim"
+
+
+def _steps(op: Op, x: int, dim: int, stride: int, before: int, after: int) -> None:
+    """Position p of the result is made of the operand's from `before` positions before stride * p to `after` behind it; the operand ends where those of the last do, or earlier."""
+    op.windows[dim] = Window(stride, -before, before + after + 1)
+    if min(before, after) < 0 or op.is_one(x, dim):
+        return
+    if stride == 1 and same(op.shapes[x][dim], op.out_shape[dim]):
+        op.carry(x, dim, dim)
+    elif stride == 1 or not op.shorten(x, dim, dim, stride):
+        return
+    del op.windows[dim]
+    behind = max(after - (stride - 1), 0)  # the part's own last positions are behind the last that is made
+    if before or behind:
+        op.halo[dim] = Halo(before, behind, stride)
 
 
 def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
@@ -68,7 +76,7 @@ def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
     inside = None if factor is None else op.table.sublist(factor, before, before + op.out_shape[dim])
     if inside:
         op.place(x, dim, dim, op.table.expand_axis((inside,)))
-        op.halo[dim] = (before, after)
+        op.halo[dim] = Halo(before, after)
 
 
 @rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -81,8 +89,8 @@ def other_conv(op: Op) -> None:
 
 NEIGHBOURS = {
     1: (aten.reflection_pad1d.default, aten.replication_pad1d.default),
-    2: (aten.avg_pool2d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default, aten.upsample_bilinear2d.vec),
-    3: (aten.avg_pool3d.default, aten.reflection_pad3d.default, aten.replication_pad3d.default),
+    2: (aten.reflection_pad2d.default, aten.replication_pad2d.default, aten.upsample_bilinear2d.vec),
+    3: (aten.reflection_pad3d.default, aten.replication_pad3d.default),
 }
 
 
@@ -91,4 +99,28 @@ def neighbours(op: Op) -> None:
     """Batch and channels keep their place; positions of the last dims are made of several."""
     spatial = next(n for n, targets in NEIGHBOURS.items() if op.node.target in targets)
     op.carry_all(skip=tuple(range(op.rank() - spatial, op.rank())))
+    op.reason = "made of neighbouring positions"
+
+
+POOLS = {
+    1: (aten.avg_pool1d.default, aten.max_pool1d.default),
+    2: (aten.avg_pool2d.default, aten.max_pool2d.default),
+    3: (aten.avg_pool3d.default, aten.max_pool3d.default),
+}
+
+
+@rule(*(target for targets in POOLS.values() for target in targets))
+def pool(op: Op) -> None:
+    """Batch and channels keep their place, and of blocks beside each other one position is left; positions of other windows are made of several blocks."""
+    spatial = next(n for n, targets in POOLS.items() if op.node.target in targets)
+    first = op.rank() - spatial
+    op.carry_all(skip=tuple(range(first, op.rank())))
+    kernels = per_dim(op.args["kernel_size"], spatial)
+    strides = per_dim(op.args["stride"], spatial) if op.args["stride"] else kernels
+    paddings, dilations = (per_dim(op.args.get(name, n), spatial) for name, n in (("padding", 0), ("dilation", 1)))
+    for i, settings in enumerate(zip(kernels, strides, paddings, dilations, strict=True)):
+        if settings == (1, 1, 0, 1):
+            op.carry(0, first + i, first + i)
+        elif settings == (strides[i], strides[i], 0, 1) and strides[i] > 1:
+            op.shorten(0, first + i, first + i, strides[i])
     op.reason = "made of neighbouring positions"

@@ -9,9 +9,9 @@ from seqpar.partitioner.lengths import Length, same
 from seqpar.partitioner.op import Op
 from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite
+from seqpar.partitioner.shortened import SHORT
 
 aten = torch.ops.aten
-SHORT = 16  # fewer positions are fewer than the ranks may be: what is made of them can be cut better as a sequence of its own
 LARGEST = 24  # in float32, 1 / n is not below its true value up to here, so that position n * i is made of position i
 
 
