@@ -180,8 +180,8 @@ class LabelProblem:
             return axis == ((atom,),)
         if dim not in relation.halo:
             return True
-        inner, around = self.table.axis_length(axis[1:]), relation.halo[dim]
-        needed = -(-max(around.before, around.after) // (around.stride * inner if isinstance(inner, int) else 1)) * self.degrees.ranks
+        around, inner = relation.halo[dim], self.table.axis_length(self.table.expand_axis(relation.operand_axes[0][dim])[1:])  # positions for each of the atom's
+        needed = -(-max(around.before, around.after) // (inner if isinstance(inner, int) else 1)) * self.degrees.ranks
         length = self.table.length(atom)
         if axis[0] != (atom,) or self.sizes.hint(length) < needed:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -175,6 +176,14 @@ class Op:
         elif len(axis[0]) == 1 and shorter >= SHORT and stride % (inner := self.table.example_length(axis[1:])) == 0:
             self._asks.append((axis[0][0], out_dim, stride // inner))
         return left is not None
+
+    def lengthen(self, operand: int, dim: int, out_dim: int, times: int) -> None:
+        """Every position becomes `times` beside each other. A dim of few positions can be cut better as a sequence of its own afterwards."""
+        if times == 1:
+            self.carry(operand, dim, out_dim)
+        elif not self.is_one(operand, dim) and self.table.example_length(self.axis(operand, dim)) >= SHORT:
+            repeats = sympy.factorint(times, multiple=True)  # enlarged by 2 and again by 2 is enlarged by 4
+            self.place_product(operand, dim, out_dim, (*self.axis(operand, dim), *(factor for n in repeats for factor in self.table.fresh_axis(n))))
 
     def begins(self, out_dim: int) -> bool:
         """True if an output dim was chosen to be one new sequence, whatever it is made of."""

@@ -36,11 +36,10 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Halo:
-    """Neighbouring positions of the operand that are read `before` and `after` a part; `stride` of its positions make one of the result."""
+    """Neighbouring positions of the operand that are read `before` and `after` a part."""
 
     before: int
     after: int
-    stride: int = 1
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,17 @@ class Shortened:
 
     def begin(self, table: AtomTable, site: Site, length: Length) -> Axis:
         """The axis of a dim that is made of nothing known."""
-        strides = self.strides.get(site, ())
+        strides = self.strides.get(site)
+        axis = table.fresh_axis(length) if strides is None else self._product(table, length, strides)
+        self.begun[site] = axis
+        return axis
+
+    def _product(self, table: AtomTable, length: Length, strides: tuple[int, ...]) -> Axis:
         outermost, inner = table.fresh_axis(fraction(length, 1, math.prod(strides))), tuple(factor for n in strides for factor in table.fresh_axis(n))
         self.inner.update(a for factor in inner for a in factor)
-        self.begun[site] = (*outermost, *inner)
-        table.sizes.equal(length, table.axis_length(self.begun[site]), table.roots(outermost))
-        return self.begun[site]
+        axis = (*outermost, *inner)
+        table.sizes.equal(length, table.axis_length(axis), table.roots(outermost))
+        return axis
 
     def answered(self, table: AtomTable) -> dict[Site, tuple[int, ...]]:
         """The strides with which the next reading should begin: those of this one, and what it asks for."""

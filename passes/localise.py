@@ -221,6 +221,25 @@ def _halo(emitter: Emitter, node: Node, relation: Relation) -> Call:
     return node.target, (x, bound["weight"], bound["bias"], bound["stride"], padding, bound["dilation"], bound["groups"]), {}
 
 
+def _transposed(emitter: Emitter, node: Node, relation: Relation) -> Call:
+    """All that the neighbours' rows make as well, of which a part is left."""
+    bound = bind_arguments(node)
+    layout, spatial = emitter.view.produced(node), len(bound["weight"].meta["val"].shape) - 2
+    x, weight, bias = (n and emitter.value(n, emitter.view.required(node, relation, relation.operands.index(n))) for n in map(bound.get, ("input", "weight", "bias")))
+    stride, padding, extra, dilation = (per_dim(bound[name], spatial) for name in ("stride", "padding", "output_padding", "dilation"))
+    starts: dict[int, int] = {}
+    for dim in (dim for dim in range(len(layout) - spatial, len(layout)) if layout[dim]):
+        at, around = dim - (len(layout) - spatial), relation.halo.get(dim)
+        if around is not None:
+            x = emitter.call(halo, (x, dim, around.before, around.after), {"group": "sp"})
+            starts[dim] = around.before * stride[at] + padding[at]
+        padding[at] = 0
+    call: Call = node.target, (x, weight, bias, stride, padding, extra, bound["groups"], dilation), {}
+    for dim, start in starts.items():
+        call = aten.narrow.default, (emitter.call(*call), dim, start, emitter.local_shape(node)[dim]), {}
+    return call
+
+
 def _edges(emitter: Emitter, node: Node, relation: Relation) -> Call:
     """A convolution with pads reads its neighbours' rows over a sharded dim, or its window, and pads nothing there."""
     bound = bind_arguments(node)
@@ -273,5 +292,6 @@ KINDS: dict[str, Callable[[Emitter, Node, Relation], Call]] = {
     "upsample": _upsample,
     "halo": _halo,
     "edges": _edges,
+    "transposed": _transposed,
     "group_norm": _group_norm,
 }

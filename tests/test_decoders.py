@@ -1,10 +1,17 @@
-"""Decoders of pictures and videos: convolutions on rows of pixels, divided from the latents to the result."""
+"""Decoders of pictures, videos and sound: convolutions on rows of pixels or on samples, divided from the latents to the result."""
 
 import functools
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo, AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    AutoencoderOobleck,
+)
 from torch import nn
 
 import seqpar
@@ -13,16 +20,18 @@ from seqpar.partitioner.cost import Machine
 from seqpar.passes.trace import trace
 from seqpar.verification import verify_traced
 
-FREE_CALLS = Machine(call_share=0.0)
+MOVING_IS_FREE = Machine(1e9, 1e13, latency_s=0.0)  # there is little work in small ones
 PICTURE = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 8, "block_out_channels": [16, 32, 32]}
 BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
 VIDEO = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True]}
+SOUND = {"encoder_hidden_size": 8, "downsampling_ratios": [2, 3, 4], "channel_multiples": [1, 2, 4], "decoder_channels": 8, "decoder_input_channels": 4}
 
 SMALL = {
     "kl": (functools.partial(AutoencoderKL, **PICTURE, **BLOCKS), (1, 4, 17, 6)),
     "wan": (functools.partial(AutoencoderKLWan, **VIDEO), (1, 4, 2, 17, 6)),
     "qwen-image": (functools.partial(AutoencoderKLQwenImage, **VIDEO), (2, 4, 1, 17, 6)),
     "hunyuan-video": (functools.partial(AutoencoderKLHunyuanVideo, latent_channels=4, layers_per_block=1, norm_num_groups=8, block_out_channels=(16, 16, 32, 32)), (1, 4, 2, 17, 6)),
+    "stable-audio": (functools.partial(AutoencoderOobleck, **SOUND), (2, 4, 35)),
 }
 FULL = {
     "kl": (functools.partial(AutoencoderKL, latent_channels=16, block_out_channels=[128, 256, 512, 512], layers_per_block=2, **{k: v[:1] * 4 for k, v in BLOCKS.items()}), (1, 16, 128, 128)),
@@ -30,6 +39,7 @@ FULL = {
     "qwen-image": (AutoencoderKLQwenImage, (1, 16, 1, 128, 128)),
     "hunyuan-video": (AutoencoderKLHunyuanVideo, (1, 16, 2, 60, 104)),  # repeats edges
     "ltx-video": (AutoencoderKLLTXVideo, (1, 128, 2, 16, 24)),  # no attention
+    "stable-audio": (AutoencoderOobleck, (1, 64, 1024)),  # nor here: transposed convolutions
 }
 # Bytes that the busiest of 4 ranks receives, and calls: one halo per convolution over rows; statistics of group norms are all-reduced.
 TRAFFIC: dict[str, dict[str, tuple[int, int]]] = {
@@ -38,11 +48,12 @@ TRAFFIC: dict[str, dict[str, tuple[int, int]]] = {
     "hunyuan-video": {"all_to_all": (49643520, 32), "all_gather": (56309760, 3), "all_reduce": (10368, 54)},
     "ltx-video": {"all_to_all": (29556736, 43), "all_gather": (31850496, 1)},
     "qwen-image": {"all_to_all": (59424768, 33), "all_gather": (28311552, 2)},
+    "stable-audio": {"all_to_all": (675328, 22), "all_gather": (12582912, 1)},
 }
 
 
 class Decoder(nn.Module):
-    """Latents [B, C, (F,) H, W] -> pixels."""
+    """Latents [B, C, (F,) H, W] -> pixels, or [B, C, T] -> samples."""
 
     def __init__(self, autoencoder):
         super().__init__()
@@ -62,7 +73,7 @@ def small(name):
 @pytest.mark.parametrize("mesh", [(2, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("name", SMALL)
 def test_equals_one_process(name, mesh):
-    report = verify_traced(small(name), ulysses=mesh[0], ring=mesh[1], machine=FREE_CALLS)
+    report = verify_traced(small(name), ulysses=mesh[0], ring=mesh[1], machine=MOVING_IS_FREE)
     assert report.ok, report
     assert report.plan.sharded_flop_fraction > 0.9, report.plan.explain()
 

@@ -41,6 +41,7 @@ def convolutions(m: Maker) -> list[Row]:
         *((getattr(aten, f"{name}{n}d").vec, (m.f(7, 4, *[17, 3, 2][:n]), None, [2.0, 3.0, 1.0][:n])) for n in (1, 2, 3) for name in ("upsample_nearest", "_upsample_nearest_exact")),
         (aten.upsample_nearest2d.vec, (m.f(7, 4, 18, 3), [36, 4], None)),
         *strided(m),
+        *transposed(m),
     ]
 
 
@@ -56,4 +57,15 @@ def strided(m: Maker) -> list[Row]:
         (aten.conv2d.default, (m.f(2, 4, 51, 6), m.f(4, 1, 5, 3), None, [3, 2], [1, 1], [1, 1], 4)),
         (aten.conv3d.default, (m.f(1, 2, 3, 34, 4), m.f(3, 2, 3, 3, 3), None, [2, 2, 1], [1, 1, 1])),
         *((CONV_EDGES, (m.f(2, 2, 34, 5), m.f(4, 2, 3, 3), m.f(4), [2, 2], [1, 1], 1, *pads)) for pads in (([0, 1, 0, 1], True), ([1, 1, 2, 0],), ([1, 1, 0, 0],))),
+    ]
+
+
+def transposed(m: Maker) -> list[Row]:
+    """Lengths that the stride multiplies, and one that it does not: kernels as wide as the stride, wider, narrower, with holes."""
+    settings = (([2], [0], [0], 2), ([3], [1], [0], 5), ([2], [1], [1], 3), ([4], [2], [0], 8), ([3], [0], [2], 1), ([1], [2], [0], 5), ([2], [0], [0], 3))
+    return [
+        *((aten.conv_transpose1d.default, (m.f(1, 3, 17), m.f(3, 2, kernel), m.f(2), stride, padding, extra)) for stride, padding, extra, kernel in settings),
+        (aten.conv_transpose1d.default, (m.f(4, 19), m.f(4, 1, 3), None, [2], [2], [1], 2, [2])),
+        (aten.conv_transpose2d.input, (m.f(2, 3, 17, 5), m.f(3, 2, 4, 2), m.f(2), [2, 2], [1, 0])),
+        (aten.conv_transpose3d.input, (m.f(1, 2, 3, 17, 4), m.f(2, 3, 3, 3, 3), None, [1, 2, 1], [1, 1, 1], [0, 1, 0])),
     ]

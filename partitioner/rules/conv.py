@@ -67,7 +67,7 @@ def _steps(op: Op, x: int, dim: int, stride: int, before: int, after: int) -> No
     del op.windows[dim]
     behind = max(after - (stride - 1), 0)  # the part's own last positions are behind the last that is made
     if before or behind:
-        op.halo[dim] = Halo(before, behind, stride)
+        op.halo[dim] = Halo(before, behind)
 
 
 def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
@@ -79,7 +79,7 @@ def _keep_length(op: Op, x: int, dim: int, before: int, after: int) -> None:
         op.halo[dim] = Halo(before, after)
 
 
-@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 def other_conv(op: Op) -> None:
     x, weight = op.index(op.args["input"]), op.index(op.args["weight"])
     if op.rank(x) == op.rank(weight):
