@@ -12,17 +12,15 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from seqpar.passes.effects import same
 from seqpar.passes.state_digest import Code, is_elsewhere, named_by
-from seqpar.passes.warm import remember
-from seqpar.runtime.opaque import run_opaque
+from seqpar.passes.warm import DEPTH, remember
 
 log = logging.getLogger("seqpar.compile")
 
 MISSING = object()
-DEPTH = 3  # containers and plain objects in an attribute
 OF_ANY_MODULE = vars(nn.Module()).keys() - {"training"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 NOT_OF_A_CALL = ("__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters", "_reset_parameters")
@@ -56,12 +54,9 @@ class Attributes(NamedTuple):
 
 
 class ModelWatch:
-    """A model's Python state as it is now. Not watched: global variables, what functions close over, what the model's code does not name.
+    """A model's Python state as it is now. Not watched: global variables, what functions close over, what the model's code does not name. ignored: labels to leave out."""
 
-    ignored: labels to leave out. live: modules that run as they are inside the program.
-    """
-
-    def __init__(self, model: nn.Module, ignored: Collection[str] = (), live: Collection[str] = ()) -> None:
+    def __init__(self, model: nn.Module, ignored: Collection[str] = ()) -> None:
         self.ignored = ignored
         self.entries: list[Entry] = []
         self.contents: list[Content] = []
@@ -69,8 +64,7 @@ class ModelWatch:
         self.no_hooks: list[tuple[dict[int, Any], str]] = []
         read, seen = names_read(model), set[int]()
         for path, module in model.named_modules():
-            if not any(path == name or path.startswith(f"{name}.") for name in live):
-                self._watch(module, path, read[type(module)], seen)
+            self._watch(module, path, read[type(module)], seen)
         self._flatten()
 
     def _watch(self, module: nn.Module, path: str, read: frozenset[str], seen: set[int]) -> None:
@@ -173,18 +167,14 @@ class Watches:
         self.of_mode: dict[bool, ModelWatch] = {}
         self.counts: Counter[str] = Counter()
         self.ignored: set[str] = set()
-        self.live: set[str] = set()
 
-    def renew(self, program: fx.Graph | None = None) -> None:
-        """The model is as it should be; `program` was made of it."""
-        nodes = () if program is None else program.nodes
-        self.live |= {node.args[1].target for node in nodes if node.target is run_opaque}
-        self.of_mode[self.model.training] = ModelWatch(self.model, self.ignored, self.live)
+    def renew(self) -> None:
+        """The model is as it should be: a program was made of it."""
+        self.of_mode[self.model.training] = ModelWatch(self.model, self.ignored)
 
     def clear(self) -> None:
         """There are no programs."""
         self.of_mode.clear()
-        self.live.clear()
 
     def must_renew(self, watch: ModelWatch) -> bool:
         """True if programs must be made anew, of a model that is not as it was; says why in the log."""

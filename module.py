@@ -131,7 +131,7 @@ class SequenceParallelModule(torch.nn.Module):
         else:
             self._programs.update((found.key, found) for found in loaded.specialisations)
             self._current = loaded.specialisations[0]
-            self._watches.renew(self._current.program.gm.graph)
+            self._watches.renew()
 
     # ---- calling
 
@@ -238,7 +238,7 @@ class SequenceParallelModule(torch.nn.Module):
 
     def _build(self, call: Call, static: bool) -> Program:
         program = self._builder.build(call, static=static)
-        self._watches.renew(program.gm.graph)
+        self._watches.renew()
         return program
 
     def _evict(self) -> None:

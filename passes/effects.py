@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqpar.passes.warm import remember
+from seqpar.passes.warm import DEPTH, remember
 
 SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -20,7 +20,7 @@ class StateWatch:
         self.containers: list[tuple[Any, Any]] = []
         seen: set[int] = set()
         for value in (*(part.__dict__ for part in (() if module is None else module.modules())), *values):
-            remember(value, self.containers, seen, depth=4)
+            remember(value, self.containers, seen, DEPTH)
         self.versions = [(label, value, version(value)) for container, _ in self.containers for label, value in entries(container) if isinstance(value, Tensor)]
 
     def changed(self) -> str | None:

@@ -21,6 +21,8 @@ from seqpar.passes.reads import HANDLERS, Positions, data
 from seqpar.passes.trace_error import calling_line, calling_modules
 from seqpar.passes.warm import restored, warm_up
 
+SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class Record:
@@ -115,8 +117,14 @@ class Replayer(FunctionReader):
         return super().__enter__()
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        # No value depends on the mode, and torch.export makes subgraphs of it, or fails where it lasts to the end of `forward`.
-        return None if func is torch._C._set_grad_enabled else super().__torch_function__(func, types, args, kwargs)
+        if func is torch._C._set_grad_enabled:  # no value depends on it, and torch.export makes subgraphs of it, or fails where it lasts to the end of `forward`
+            return None
+        if func == SET_DATA:
+            raise TraceError(
+                f"the model exchanges the content of a tensor of shape {tuple(args[0].shape)} by `.data = …` at {calling_line()} while it runs, which a program would leave out. Weights that are "
+                "cast, quantised or moved for the time of a call (layerwise casting, offloading by hooks): switch that off for this model, or do it once before compiling"
+            )
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _next(self) -> Record:
         """The record of this question. Those before it which the tracer did not ask are left out: models skip some of their checks while they are traced."""

@@ -39,7 +39,10 @@ class ContentNeeded(TraceError):
 
 
 def trace_error(error: BaseException, model: torch.nn.Module) -> TraceError:
-    """A TraceError that describes `error`."""
+    """A TraceError that describes `error`: one of ours that torch or the model wrapped, or a new one."""
+    ours = next((exception for exception in chain(error) if isinstance(exception, TraceError)), None)
+    if ours is not None:
+        return ours
     message = " ".join(str(error).split("\n\n")[0].split())[:400] or type(error).__name__
     where = user_line(error)
     data_dependent = bool(DATA_DEPENDENT.search(f"{type(error).__name__} {error}"))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 CONTAINERS = (list, dict, set)
+PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+DEPTH = 10  # of containers and objects in an attribute: an object is one level and its attributes are another
 LRU_CACHE = type(functools.lru_cache(len))
 
 
@@ -69,7 +71,7 @@ def restored(model: torch.nn.Module) -> Iterator[None]:
     caches = [(value, value.cache_info().misses) for value in code if isinstance(value, LRU_CACHE)]
     seen: set[int] = set()
     for module in model.modules():
-        remember(module.__dict__, saved, seen, depth=4)
+        remember(module.__dict__, saved, seen, DEPTH)
     for value in code:
         if type(value) in CONTAINERS:  # a subclass may be a registry that imports when it is read
             remember(value, saved, seen, depth=1)
@@ -101,7 +103,7 @@ def code_of(model: torch.nn.Module) -> list[Any]:
 
 def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: int) -> None:
     """Append (container, shallow copy) for `value` and the containers and plain objects it holds."""
-    if depth == 0 or id(value) in seen or isinstance(value, torch.nn.Module | torch.Tensor) or inspect.isclass(value):
+    if depth == 0 or type(value) in PLAIN or id(value) in seen or isinstance(value, torch.nn.Module | torch.Tensor) or inspect.isclass(value):
         return
     seen.add(id(value))
     if isinstance(value, CONTAINERS):
