@@ -1,6 +1,6 @@
 """What decides a program besides inputs and weights, and may be changed on the model between two calls: plain attributes, containers, layers, hooks.
 
-A call compares all of it, so it is kept as flat lists that Python compares in C: 20 ns a value.
+A call compares all of it, so it is kept as flat lists that Python compares in C: 20 ns a value, 4 ns what is empty.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import types
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from seqpar.passes.effects import same
+from seqpar.passes.effects import SIMPLE, same
 from seqpar.passes.state_digest import Code, is_elsewhere, named_by
-from seqpar.passes.warm import DEPTH, remember
+from seqpar.passes.warm import CONTAINERS, DEPTH, remember
+from seqpar.runtime.opaque import run_opaque
 
 log = logging.getLogger("seqpar.compile")
 
@@ -24,24 +25,27 @@ MISSING = object()
 OF_ANY_MODULE = vars(nn.Module()).keys() - {"training"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 NOT_OF_A_CALL = ("__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters", "_reset_parameters")
-PATIENCE = 8  # programs made for changes of one place; one that changes with every call would have each call compile
+PATIENCE = 8  # programs made for changes of one place, before a warning says so
+CLASS = types.MappingProxyType  # what vars() of a class is
+LIKE_OTHERS = (*SIMPLE, *CONTAINERS, tuple, torch.Tensor)  # an attribute that was not there decides something; an object is what a library keeps there (diffusers' registry of hooks)
 
 
 class Entry(NamedTuple):
     """An entry of a dictionary as it was. label: where in the model."""
 
-    owner: dict[str, Any]
+    owner: Mapping[str, Any]
     key: str
     before: Any
     label: str
 
 
 class Content(NamedTuple):
-    """A container and a copy of it as it was."""
+    """A container and a copy of it as it was. weights: what its tensors hold does not count."""
 
     container: Any
     copy: Any
     label: str
+    weights: bool = False
 
 
 class Attributes(NamedTuple):
@@ -54,48 +58,66 @@ class Attributes(NamedTuple):
 
 
 class ModelWatch:
-    """A model's Python state as it is now. Not watched: global variables, what functions close over, what the model's code does not name. ignored: labels to leave out."""
+    """A model's Python state as it is now: attributes, and those of its classes, as far as its code names them; containers and objects in them; layers; hooks.
 
-    def __init__(self, model: nn.Module, ignored: Collection[str] = ()) -> None:
-        self.ignored = ignored
+    Of weights and buffers only that they are there, and for classes that are not torch's their shapes: a program reads the content anew in each call. Not watched: global variables,
+    what functions close over, attributes with computed names, objects without `__dict__`, the order of dictionaries.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         self.entries: list[Entry] = []
+        self.of_classes: list[Entry] = []
         self.contents: list[Content] = []
         self.attributes: list[Attributes] = []
-        self.no_hooks: list[tuple[dict[int, Any], str]] = []
-        read, seen = names_read(model), set[int]()
+        self.empty: list[tuple[dict[Any, Any], str]] = []
+        self.seen: set[int] = set()
+        read = names_read(model)
         for path, module in model.named_modules():
-            self._watch(module, path, read[type(module)], seen)
+            self._watch(module, path, read[type(module)])
+        for part in dict.fromkeys(part for kind in read for part in kind.__mro__ if not is_elsewhere(part.__module__)):
+            self._watch_class(part, read)
         self._flatten()
 
-    def _watch(self, module: nn.Module, path: str, read: frozenset[str], seen: set[int]) -> None:
-        own = vars(module)
+    def _watch(self, module: nn.Module, path: str, read: frozenset[str]) -> None:
+        own, title = vars(module), path or "the model"
         self.attributes.append(Attributes(own, frozenset(own), read, path))
         for name in sorted(own.keys() & read):
-            self.entries.append(Entry(own, name, own[name], joined(path, name)))
-            self._contain(own[name], joined(path, name), seen)
-        # What is a parameter or buffer the program reads anew in each call; None is a constant of it.
-        self.entries += [Entry(part, name, None, joined(path, name)) for part in (module._parameters, module._buffers) for name, value in part.items() if value is None]
-        if module._modules:
-            self._contain(module._modules, f"the layers of {path or 'the model'}", seen)
-        for hooks, label in ((own[name], f"the hooks of {path or 'the model'}") for name in HOOKS):
-            if hooks:
-                self._contain(hooks, label, seen)
-            else:
-                self.no_hooks.append((hooks, label))
+            self._enter(own, name, joined(path, name))
+        for part in (module._parameters, module._buffers):
+            if not is_elsewhere(type(module).__module__):
+                self._contain(part, f"parameters or buffers of {title}", weights=True)
+            # None is a constant of the program, and what is there is read by it.
+            self.entries += [Entry(part, name, None, joined(path, name)) for name, value in part.items() if value is None]
+        self._contain(module._modules, f"the layers of {title}")
+        for name in HOOKS:
+            self._contain(own[name], f"the hooks of {title}")
 
-    def _contain(self, value: Any, label: str, seen: set[int]) -> None:
+    def _watch_class(self, kind: type, read: dict[type, frozenset[str]]) -> None:
+        named = frozenset().union(*(names for owner, names in read.items() if issubclass(owner, kind)))
+        for name in sorted(vars(kind).keys() & named):
+            self.of_classes.append(Entry(vars(kind), name, vars(kind)[name], f"{kind.__qualname__}.{name}"))
+            self._contain(vars(kind)[name], f"{kind.__qualname__}.{name}")
+
+    def _enter(self, owner: dict[str, Any], name: str, label: str) -> None:
+        self.entries.append(Entry(owner, name, owner[name], label))
+        self._contain(owner[name], label)
+
+    def _contain(self, value: Any, label: str, weights: bool = False) -> None:
+        if isinstance(value, dict) and not value:  # most are, and stay so
+            self.empty.append((value, label))
+            return
         found: list[tuple[Any, Any]] = []
-        remember(value, found, seen, DEPTH)
-        self.contents += (Content(container, copy, label) for container, copy in found)
+        remember(value, found, self.seen, DEPTH)
+        self.contents += (Content(container, copy, label, weights) for container, copy in found)
 
     def _flatten(self) -> None:
         """The same as lists to compare at once."""
-        entries = [entry for entry in self.entries if entry.label not in self.ignored]
-        contents = [content for content in self.contents if content.label not in self.ignored]
-        self._owners, self._keys = [entry.owner for entry in entries], [entry.key for entry in entries]
-        self._values = [entry.before for entry in entries]
-        self._containers, self._copies = [content.container for content in contents], [content.copy for content in contents]
-        self._hooks = [hooks for hooks, label in self.no_hooks if label not in self.ignored]
+        self._owners: list[Any]
+        self._classes: list[Any]
+        self._owners, self._keys, self._values = ([entry[i] for entry in self.entries] for i in range(3))
+        self._classes, self._members, self._defaults = ([entry[i] for entry in self.of_classes] for i in range(3))
+        self._containers, self._copies = ([content[i] for content in self.contents] for i in range(2))
+        self._empty = [value for value, _ in self.empty]
         self._dictionaries = [attributes.owner for attributes in self.attributes]
         self._lengths = list(map(len, self._dictionaries))
 
@@ -103,8 +125,9 @@ class ModelWatch:
         """Whether anything is not as it was. Python compares by identity first, and only values that are not the same object by `==`."""
         try:
             return (
-                any(self._hooks)
+                any(self._empty)
                 or list(map(dict.get, self._owners, self._keys)) != self._values
+                or list(map(CLASS.get, self._classes, self._members)) != self._defaults
                 or self._containers != self._copies
                 or list(map(len, self._dictionaries)) != self._lengths
             )
@@ -113,14 +136,14 @@ class ModelWatch:
 
     def changes(self) -> list[str]:
         """Where in the model something is not as it was. A tensor made anew with the same content is as it was, and an attribute that nobody reads does not count."""
-        return [label for label in dict.fromkeys(self._changes()) if label not in self.ignored]
+        return list(dict.fromkeys(self._changes()))
 
     def _changes(self) -> Iterator[str]:
-        yield from (entry.label for entry in self.entries if not equal(entry.before, entry.owner.get(entry.key, MISSING)))
-        yield from (content.label for content in self.contents if not equal_contents(content.copy, content.container))
-        yield from (label for hooks, label in self.no_hooks if hooks)
+        yield from (entry.label for entry in (*self.entries, *self.of_classes) if not equal(entry.before, entry.owner.get(entry.key, MISSING)))
+        yield from (content.label for content in self.contents if not equal_contents(content.copy, content.container, content.weights))
+        yield from (label for value, label in self.empty if value)
         for owner, known, read, path in self.attributes:
-            yield from (joined(path, name) for name in sorted((owner.keys() - known) & read))
+            yield from (joined(path, name) for name in sorted((owner.keys() - known) & read) if isinstance(owner[name], LIKE_OTHERS) or callable(owner[name]))
 
 
 def names_read(model: nn.Module) -> dict[type, frozenset[str]]:
@@ -146,12 +169,17 @@ def joined(path: str, name: str) -> str:
 
 def equal(old: Any, new: Any) -> bool:
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and old is not new:
-        alike = old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
-        return alike and not old.is_meta and torch.equal(old, new)
+        return alike(old, new) and not old.is_meta and torch.equal(old, new)
     return same(old, new)
 
 
-def equal_contents(old: Any, new: Any) -> bool:
+def alike(old: torch.Tensor, new: torch.Tensor) -> bool:
+    return old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
+
+
+def equal_contents(old: Any, new: Any, weights: bool) -> bool:
+    if weights:
+        return old.keys() == new.keys() and all(old[key] is new[key] or (old[key] is not None and new[key] is not None and alike(old[key], new[key])) for key in new)
     if isinstance(new, dict):
         return old.keys() == new.keys() and all(equal(old[key], new[key]) for key in new)
     if isinstance(new, list):
@@ -166,28 +194,35 @@ class Watches:
         self.model = model
         self.of_mode: dict[bool, ModelWatch] = {}
         self.counts: Counter[str] = Counter()
-        self.ignored: set[str] = set()
+        self.live = False  # a program runs modules of the model
 
-    def renew(self) -> None:
-        """The model is as it should be: a program was made of it."""
-        self.of_mode[self.model.training] = ModelWatch(self.model, self.ignored)
+    def renew(self, *programs: fx.Graph) -> None:
+        """The model is as it should be; `programs` were made of it."""
+        self.live |= any(node.target is run_opaque for program in programs for node in program.nodes)
+        self.of_mode[self.model.training] = ModelWatch(self.model)
 
     def clear(self) -> None:
         """There are no programs."""
         self.of_mode.clear()
+
+    def changes(self) -> list[str]:
+        """Where the model is not as it was when its programs were made."""
+        watch = self.of_mode.get(self.model.training)
+        return watch.changes() if watch is not None and watch.changed() else []
+
+    def go_on(self) -> None:
+        """What changed during a call, in modules that run as they are, is how they are now."""
+        watch = self.of_mode.get(self.model.training)
+        if watch is not None and watch.changed():
+            self.renew()
 
     def must_renew(self, watch: ModelWatch) -> bool:
         """True if programs must be made anew, of a model that is not as it was; says why in the log."""
         found = watch.changes()
         name = type(self.model).__name__
         self.counts.update(found)
-        for label in (label for label in found if self.counts[label] > PATIENCE):
-            self.ignored.add(label)
-            log.warning(
-                "%s: %s changed %d times, and each time the programs were made anew; its changes are not seen any more. Pass what changes with every call as an input, "
-                "or call `recompile()` after a change",
-                name, label, self.counts[label],
-            )  # fmt: skip
+        for label in (label for label in found if self.counts[label] == PATIENCE):
+            log.warning("%s: %s was changed %d times, and each time the programs were made anew. Pass what changes from call to call as an input", name, label, PATIENCE)
         if found:
             log.info("%s: the programs are made anew, because the model was changed: %s", name, ", ".join(found))
         else:

@@ -15,9 +15,9 @@ from torch import fx
 from seqpar.compat import pytree
 from seqpar.errors import UnsupportedError
 from seqpar.model_watch import Watches
-from seqpar.passes.arguments import Call
+from seqpar.passes.arguments import Call, resolved
 from seqpar.passes.readable import readable
-from seqpar.program import Program, run_program, write_back
+from seqpar.program import Program, check_apart, run_program, write_back
 from seqpar.signature import Key, Signature, differences, fixed_part, read, summary
 
 log = logging.getLogger("seqpar.compile")
@@ -73,7 +73,9 @@ class Specialisation:
 
     def __call__(self, tensors: Sequence[torch.Tensor], model: torch.nn.Module, arguments: Mapping[str, Any] | None = None) -> Any:
         interface = self.program.interface
-        inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+        inputs = [tensor if tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()) else resolved(tensor).contiguous() for tensor in tensors]
+        if interface.mutations:
+            check_apart(interface, tensors)
         outputs = run_program(self.program, inputs, model) if torch.is_grad_enabled() else self.program.run(*inputs)
         if interface.mutations:
             write_back(interface, outputs, tensors, model)
@@ -131,7 +133,7 @@ class SequenceParallelModule(torch.nn.Module):
         else:
             self._programs.update((found.key, found) for found in loaded.specialisations)
             self._current = loaded.specialisations[0]
-            self._watches.renew()
+            self._watches.renew(*(found.program.gm.graph for found in loaded.specialisations))
 
     # ---- calling
 
@@ -164,7 +166,10 @@ class SequenceParallelModule(torch.nn.Module):
         if specialisation.program.interface.guard is not None and not specialisation.choose(inputs):
             self._respecialise(specialisation, args, kwargs, inputs)
         arguments = self._signature.bound(args, kwargs) if specialisation.program.interface.states else None
-        return specialisation(inputs, self._model, arguments)
+        result = specialisation(inputs, self._model, arguments)
+        if self._watches.live:  # modules that run as they are may note something
+            self._watches.go_on()
+        return result
 
     def _respecialise(self, specialisation: Specialisation, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> None:
         """Build the program for other values read from the inputs."""
@@ -238,7 +243,7 @@ class SequenceParallelModule(torch.nn.Module):
 
     def _build(self, call: Call, static: bool) -> Program:
         program = self._builder.build(call, static=static)
-        self._watches.renew()
+        self._watches.renew(program.gm.graph)
         return program
 
     def _evict(self) -> None:

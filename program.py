@@ -116,6 +116,15 @@ def run_program(program: Program, inputs: Sequence[torch.Tensor], model: torch.n
     return without_gradients(program.run, inputs, model.parameters()) if program.split else program.run(*inputs)
 
 
+def check_apart(interface: Interface, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse an input that the model writes to and that lies where another input does: the program computes with the other one as it was."""
+    places = [(tensor.data_ptr(), tensor.data_ptr() + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) * tensor.itemsize) for tensor in tensors]
+    for index in (mutation.placeholder for mutation in interface.mutations if mutation.placeholder is not None):
+        start, stop = places[index]
+        if any(i != index and tensors[i].numel() and start < places[i][1] and places[i][0] < stop for i in range(len(tensors))):
+            raise UnsupportedError(f"the model writes to an input of shape {tuple(tensors[index].shape)} that shares its memory with another input: pass a copy of one of them (`.clone()`)")
+
+
 def write_back(interface: Interface, outputs: Sequence[Any], tensors: Sequence[torch.Tensor], model: torch.nn.Module) -> None:
     """Copy the new contents of buffers and inputs the model writes to where they belong."""
     with torch.no_grad():

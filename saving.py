@@ -45,6 +45,8 @@ def save(compiled: SequenceParallelModule, path: str | os.PathLike[str]) -> None
     builder, model = compiled._builder, compiled._model
     if not isinstance(builder, Compiler):
         raise SavedProgramError("only what sp_compile returned can be saved")
+    if (found := compiled._watches.changes()):
+        raise SavedProgramError(f"the model was changed since its programs were made ({', '.join(found)}): call it once, so that they are made anew, and save then")
     codec = Codec(device_of(model))
     first = builder.mesh is None or builder.mesh.rank == 0
     asked = builder.settings

@@ -71,7 +71,12 @@ def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
     bound.apply_defaults()
     with_paths, spec = pytree.tree_flatten_with_path(open_state(dict(bound.arguments)))
     paths = tuple(path_text(path) for path, _ in with_paths)
-    return Call(signature, tuple(leaf for _, leaf in with_paths), paths, spec, len(args))
+    return Call(signature, tuple(resolved(leaf) for _, leaf in with_paths), paths, spec, len(args))
+
+
+def resolved(leaf: Any) -> Any:
+    """A tensor that is conjugated or negated when it is read (`x.conj()`), as one that is so already: graphs are made for those."""
+    return leaf.resolve_conj().resolve_neg() if isinstance(leaf, torch.Tensor) and (leaf.is_conj() or leaf.is_neg()) else leaf
 
 
 def path_text(path: Sequence[Any]) -> str:

@@ -51,7 +51,7 @@ def same(old: Any, new: Any) -> bool:
         return False
     if isinstance(old, tuple):
         return len(old) == len(new) and all(map(same, old, new))
-    return isinstance(old, SIMPLE) and old == new
+    return isinstance(old, SIMPLE) and (old == new or (old != old and new != new))
 
 
 def version(value: Tensor) -> int:

@@ -24,6 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import SeqparError, TraceError, UnsupportedError
 from seqpar.passes.arguments import Call, canonical_call
+from seqpar.passes.asked import as_it_runs, questions
 from seqpar.passes.boundary import Marks
 from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
@@ -111,13 +112,20 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     call = canonical_call(inspect.signature(model.forward), args, kwargs)
     warm_failure, records = record_reads(model, call) if warm else (None, ())
     by_token = () if marks is None else marks.by_token
-    with nullcontext() if marks is None else marks.active(model):
+
+    def traced_so() -> Traced:
         try:
-            traced = trace_sizes(model, call, dynamic, Recording(records), warm_failure)
+            return trace_sizes(model, call, dynamic, Recording(records), warm_failure)
         except ActivationRead as refused:
-            traced = trace_activation_reads(model, call, dynamic, refused, warm_failure, Choice(by_token))
+            return trace_activation_reads(model, call, dynamic, refused, warm_failure, Choice(by_token))
         except ContentNeeded as error:
-            traced = trace_around(model, call, dynamic, error, Choice(by_token))
+            return trace_around(model, call, dynamic, error, Choice(by_token))
+
+    with nullcontext() if marks is None else marks.active(model):
+        with questions() as asked:
+            traced = traced_so()
+        if asked and warm and warm_failure is None:
+            traced = as_it_runs(model, call, traced, asked, traced_so)
     if traced.assigns and warm and warm_failure is None:
         check_no_state(model, call)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)

@@ -111,6 +111,8 @@ def remember(value: Any, saved: list[tuple[Any, Any]], seen: set[int], depth: in
         children = list(value.values()) if isinstance(value, dict) else list(value)
     elif isinstance(value, tuple):
         children = list(value)
+    elif isinstance(value, functools.partial):
+        children = [value.func, value.args, value.keywords]
     elif hasattr(value, "__dict__") and not inspect.isroutine(value) and type(value).__module__.partition(".")[0] not in ("torch", "builtins"):
         children = [value.__dict__]
     else:

@@ -1,6 +1,7 @@
 """A model that is changed after compiling: the next call computes what the changed model computes."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seqpar import sp_compile
+from seqpar.errors import SavedProgramError
 from seqpar.model_watch import PATIENCE, ModelWatch
 
 
@@ -15,10 +17,10 @@ class Gain:
     """No module, as an attention processor is none."""
 
     def __init__(self):
-        self.factor = 1.0
+        self.factor, self.settings = 1.0, SimpleNamespace(inner=SimpleNamespace(shift=0.0))
 
     def __call__(self, block, x):
-        return x * self.factor * block.strength
+        return x * self.factor * block.strength + self.settings.inner.shift
 
 
 class Adapted(nn.Module):
@@ -38,7 +40,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.strength, self.flipped, self.unused = 4, 1.0, False, 0
         self.norm, self.q, self.out, self.drop = nn.LayerNorm(width), Adapted(width), nn.Linear(width, width), nn.Dropout(1.0)
-        self.gain, self.table = Gain(), torch.ones(width)
+        self.gain, self.table, self.gain_layer = Gain(), torch.ones(width), nn.Module()
+        self.registers = nn.Parameter(torch.ones(2, width))
 
     def forward(self, x):
         h = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -74,9 +77,14 @@ CHANGES = {
     "forward": lambda block: setattr(block.out, "forward", lambda x: -x),
     "bias": lambda block: setattr(block.q.down["a"], "bias", nn.Parameter(torch.ones(2))),
     "mode": lambda block: block.drop.train(),
+    "layer-where-none-was": lambda block: block.gain_layer.add_module("extra", nn.Identity()),
+    "shape-of-a-weight": lambda block: setattr(block, "registers", nn.Parameter(torch.ones(3, 16))),
+    "deep-inside": lambda block: setattr(block.gain.settings.inner, "shift", 1.0),
 }
 # Weights are read anew in each call, and what no code reads, or a table made again, changes no result.
 NO_CHANGES = {
+    "registry-of-a-library": lambda block: setattr(block, "_diffusers_hook", SimpleNamespace(hooks={})),
+    "same-shape": lambda block: setattr(block, "registers", nn.Parameter(torch.zeros(2, 16))),
     "weight": lambda block: setattr(block.out, "weight", nn.Parameter(torch.ones(16, 16))),
     "not-read": lambda block: setattr(block, "unused", 1),
     "unknown": lambda block: setattr(block, "note", 1),
@@ -102,6 +110,24 @@ def test_what_changes_no_program_is_not_named(change):
     watch = ModelWatch(model)
     NO_CHANGES[change](model.blocks[1])
     assert not watch.changes()
+
+
+def test_classes_are_watched_as_well(monkeypatch):
+    model = Model().eval()
+    watch = ModelWatch(model)
+    monkeypatch.setattr(Block, "forward", lambda block, x: x)  # what caches for diffusion models do
+    assert watch.changed() and watch.changes() == ["Block.forward"]
+    monkeypatch.undo()
+    monkeypatch.setattr(Block, "sign", -1.0)
+    assert watch.changed() and watch.changes() == ["Block.sign"]
+
+
+def test_a_changed_model_is_not_saved(tmp_path):
+    model, x = Model().eval(), torch.randn(1, 4, 16)
+    fast = sp_compile(model, (x,), dynamic=False)
+    model.blocks[0].heads = 2
+    with pytest.raises(SavedProgramError, match="changed since its programs were made .blocks.0.heads.: call it once"):
+        fast.save(tmp_path / "programs")
 
 
 def test_layers_added_and_removed():
@@ -150,21 +176,13 @@ def test_one_program_as_long_as_nothing_changes(caplog):
     assert "because the model was changed: blocks.0.strength" in caplog.text
 
 
-def test_a_place_that_changes_with_every_call_is_given_up_aloud(caplog):
+def test_a_place_that_changes_with_every_call_is_named_and_right(caplog):
     model, x = Model().eval(), torch.randn(1, 4, 16)
     with torch.no_grad():
         fast = sp_compile(model, (x,), dynamic=False)
         for step in range(PATIENCE + 1):
-            assert "not seen any more" not in caplog.text
             model.blocks[0].strength = 2.0 + step
-            assert torch.equal(fast(x), model(x))
-        assert "blocks.0.strength changed" in caplog.text and "not seen any more" in caplog.text
-        known = fast.graph_module
-        model.blocks[0].strength = 0.0
-        fast(x)
-        assert fast.graph_module is known
-        model.blocks[0].heads = 2  # others are seen as before
-        assert torch.equal(fast(x), model(x))
+            assert torch.equal(fast(x), model(x)) and ("blocks.0.strength was changed" in caplog.text) == (step >= PATIENCE - 1)
 
 
 class Routing(nn.Module):
@@ -181,19 +199,22 @@ class Routing(nn.Module):
 class Router(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers, self.scale = nn.ModuleList(nn.Linear(16, 16) for _ in range(2)), 1.0
+        self.layers, self.scale, self.chosen = nn.ModuleList(nn.Linear(16, 16) for _ in range(2)), 1.0, 0
 
     def forward(self, x):
-        return self.layers[int(x.sum() > 0)](x)
+        self.chosen = int(x.sum() > 0)
+        return self.layers[self.chosen](x)
 
 
 def test_modules_that_run_as_they_are_hold_what_others_read():
     model, x = Routing().eval(), torch.randn(1, 8, 16)
     with torch.no_grad():
         fast = sp_compile(model, (x,), dynamic=False)
-        assert torch.equal(fast(x), model(x))
+        first = fast.graph_module
+        for sign in (1, -1, 1):  # what it notes while it runs is no change
+            assert torch.equal(fast(sign * x), model(sign * x)) and fast.graph_module is first
         model.router.scale = 3.0
-        assert torch.equal(fast(x), model(x))
+        assert torch.equal(fast(x), model(x)) and fast.graph_module is not first
 
 
 def test_parts_in_another_mode_stay_so():

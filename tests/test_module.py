@@ -317,3 +317,34 @@ def test_a_compiled_module_says_how_to_copy_it():
     for again in (fast, nn.Sequential(fast)):
         with pytest.raises(UnsupportedError, match="compile the model itself, once"):
             sp_compile(again, (x_of(8),))
+
+
+class WritesToInput(nn.Module):
+    def forward(self, x, y):
+        x.add_(1)
+        return x * y
+
+
+def test_an_input_that_is_written_to_may_not_be_another_input_too():
+    whole = torch.arange(12.0)
+    fast = sp_compile(WritesToInput(), (torch.ones(4), torch.ones(4)), dynamic=False)
+    apart = whole.clone()
+    assert torch.equal(fast(apart[:4], apart[4:8]), (whole[:4] + 1) * whole[4:8]) and torch.equal(apart[:4], whole[:4] + 1)
+    for x, y in ((whole[:4], whole[:4]), (whole[2:6], whole[4:8])):
+        with pytest.raises(UnsupportedError, match="shares its memory with another input"):
+            fast(x, y)
+
+
+class Rotates(nn.Module):
+    def forward(self, x, turns):
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2) + turns.imag.sum()
+
+
+@pytest.mark.parametrize("example", [False, True], ids=["call", "example"])
+def test_inputs_that_are_conjugated_when_they_are_read(example):
+    x, turns = torch.randn(3, 8), torch.polar(torch.ones(3, 4), torch.randn(3, 4))
+    lazy = turns.conj()
+    fast = sp_compile(Rotates(), (x, lazy if example else turns), dynamic=False)
+    assert lazy.is_conj()
+    for given in (lazy, turns):
+        torch.testing.assert_close(fast(x, given), Rotates()(x, given))

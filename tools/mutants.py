@@ -252,7 +252,7 @@ FORM_MUTANTS = (
     Mutant("a transposed convolution is cut where its own rows begin", "passes/localise.py", "around.before * stride[at] + padding[at]", "around.before * stride[at]", ("check_rules conv_transpose1d",)),
     Mutant("a transposed convolution needs no rows behind its part", "partitioner/rules/conv_transpose.py", "-(-padding // stride)", "padding // stride", ("check_rules conv_transpose1d",)),
     Mutant("an attribute that hides one of the class is not seen", "model_watch.py", "                or list(map(len, self._dictionaries)) != self._lengths\n", "", ("tests/test_model_watch.py",)),
-    Mutant("a hook added to a compiled model is not seen", "model_watch.py", "any(self._hooks)\n                or ", "", ("tests/test_model_watch.py",)),
+    Mutant("a hook added to a compiled model is not seen", "model_watch.py", "any(self._empty)\n                or ", "", ("tests/test_model_watch.py",)),
     Mutant("what a compiled model's containers hold is not looked at", "model_watch.py", "                or self._containers != self._copies\n", "", ("tests/test_model_watch.py",)),
     Mutant("compiling sets the mode of all layers", "passes/trace.py", "flat.training = model.training", "flat.train(model.training)", ("tests/test_model_watch.py",)),
     Mutant("a model that keeps state is compiled", "passes/trace.py", "    if traced.assigns and warm and warm_failure is None:\n        check_no_state(model, call)\n", "", ("tests/passes/test_kept_state.py",)),
