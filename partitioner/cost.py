@@ -29,7 +29,8 @@ SUMS = (aten.addmm.default, aten.baddbmm.default)
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, CONV_EDGES)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 ATTENTION = (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention)
-CONTRACTIONS = frozenset((*PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))
+RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+CONTRACTIONS = frozenset((*RECURRENT, *PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))
 OPERATIONS_PER_BYTE = 100  # that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
 
 
@@ -113,6 +114,8 @@ def contraction_flops(target: object, args: Sequence[Any], kwargs: Mapping[str, 
         return 2 * math.prod(out) * math.prod(shapes[1][1:])
     if target in TRANSPOSED:
         return 2 * math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    if target in RECURRENT:  # every position goes through all matrices
+        return 2 * math.prod(shapes[0][:-1]) * sum(math.prod(shape) for shape in shapes[1:] if len(shape) == 2)
     if target is aten.einsum.default:
         return einsum_flops(str(args[0]), shapes)
     if target in ATTENTION:

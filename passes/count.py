@@ -158,7 +158,7 @@ def call_flops(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
         return int(args[0].flops_for(args[2]))
     if not is_contraction(target):
         return 0
-    result = result[0] if isinstance(target, HigherOrderOperator) and isinstance(result, tuple) else result
+    result = result[0] if isinstance(result, tuple) else result
     if not isinstance(result, Tensor):
         return 0
     shapes = [tuple(a.shape) for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]

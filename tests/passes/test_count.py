@@ -94,6 +94,14 @@ def test_flops_of_each_operator():
     assert count(traced.gm, inputs, ulysses=1, ring=1, rank=0).total_flops == torch_flops(lambda: traced.gm(*inputs))
 
 
+def test_recurrent_layers_are_work_too():
+    """Else a model whose work is mostly theirs, on every rank, would count as divided."""
+    layer = nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+    matrices = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2)
+    plan = seqpar.plan(layer.eval(), (torch.randn(2, 7, 6),), ulysses=2)
+    assert plan.flops_per_rank == (2 * 2 * 7 * matrices,) * 2 and plan.sharded_flop_fraction == 0
+
+
 def test_an_operator_that_reads_values_is_counted_whole():
     """`istft` looks at its window, which meta tensors do not have."""
 
