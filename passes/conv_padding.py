@@ -24,8 +24,12 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 def pads_in_convolutions(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which convolutions pad themselves; `gm` itself if none has such an operand."""
-    convolutions = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in CONVOLUTIONS]
-    found = {node: [] if _edges(node) else _even(node) for node in convolutions if _edges(node) or _even(node)}
+    found: dict[Node, list[int]] = {}
+    for node in (node for node in gm.graph.nodes if node.op == "call_function" and node.target in CONVOLUTIONS):
+        edges = _edges(node)
+        even = [] if edges else _even(node)
+        if edges or even:
+            found[node] = even
     if not found:
         return gm
     copies: dict[Node, Node] = {}
