@@ -24,7 +24,7 @@ from seqpar.passes.warm import CONTAINERS
 
 ENOUGH = 3  # of two, the second is traced to see that it does what the first did
 INNER_MODULES = 3  # of a block with fewer, a call is told from others no faster than it is traced
-LIMIT = 5_000  # values in one block (a block of Flux has 650); one that holds many blocks, or tables of numbers, has more
+LIMIT = 5_000  # values in one block (a large one has 650); one that holds many blocks, or tables of numbers, has more
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 MISSING = object()
 

@@ -18,14 +18,14 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.distributed.tensor import DTensor
 from torch.export.graph_signature import InputKind, OutputKind
 
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
-from seqpar.errors import SeqparError, TraceError, UnsupportedError
+from seqpar.errors import SeqparError, TraceError
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.asked import as_it_runs, questions
 from seqpar.passes.boundary import Marks
+from seqpar.passes.check_weights import check_weights
 from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.frames import helpers_seen, split_frames
@@ -104,7 +104,7 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     Raises:
         TraceError: the model cannot be traced; names the operator, the user's source line and what to try.
         SignatureError: the arguments do not fit the model.
-        UnsupportedError: its weights are divided already.
+        UnsupportedError: its weights are divided already, or an object of TorchScript holds them.
     """
     check_torch_version()
     check_weights(model)
@@ -129,22 +129,6 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     if traced.assigns and warm and warm_failure is None:
         check_no_state(model, call)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Refuse weights that are divided over ranks (FSDP, tensor parallelism), as every rank computes with all of them, and those that no tracer sees."""
-    for name, weight in model.named_parameters():
-        if isinstance(weight, DTensor):
-            raise UnsupportedError(
-                f"{name} of {type(model).__name__} is a DTensor {tuple(weight.placements)}: its weights are divided over ranks already (fully_shard, parallelize_module, …), and seqpar "
-                "divides the sequence, with whole weights on every rank. Give it the model with whole weights; offload or quantise what does not fit one device"
-            )
-    for name, module in model.named_modules():
-        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
-            raise UnsupportedError(
-                f"{name} ({type(module).__module__}.{type(module).__qualname__}) of {type(model).__name__} is an object of TorchScript, which cannot be traced. Give the model the module "
-                "itself in place of a scripted one; quantise into tensors (torchao's `quantize_`, bitsandbytes, …) in place of torch.ao's packed layers"
-            )
 
 
 def trace_activation_reads(model: torch.nn.Module, call: Call, dynamic: bool | None, refused: ActivationRead, warm_failure: Exception | None, choice: Choice) -> Traced:
