@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 
 from seqpar.passes.effects import SIMPLE, same
-from seqpar.passes.state_digest import Code, is_elsewhere, named_by
+from seqpar.passes.model_code import names_in_code
+from seqpar.passes.state_digest import is_elsewhere, named_by
 from seqpar.passes.warm import CONTAINERS, DEPTH, remember
 from seqpar.runtime.opaque import run_opaque
 
@@ -148,12 +149,8 @@ class ModelWatch:
 
 def names_read(model: nn.Module) -> dict[type, frozenset[str]]:
     """Class -> the attributes of its modules that a call of the model may read: names in all of the model's code, for layers of torch those in their own."""
-    modules = list(model.modules())
-    kinds = dict.fromkeys(map(type, modules))
-    code = Code()
-    code.add(*kinds, *dict.fromkeys(type(value) for module in modules for value in vars(module).values() if hasattr(value, "__dict__")))
-    code.text()
-    return {kind: frozenset({"forward", *(names_of(kind) if is_elsewhere(kind.__module__) else code.named)} - OF_ANY_MODULE) for kind in kinds}
+    named = names_in_code(model)
+    return {kind: frozenset({"forward", *(names_of(kind) if is_elsewhere(kind.__module__) else named)} - OF_ANY_MODULE) for kind in dict.fromkeys(map(type, model.modules()))}
 
 
 def names_of(kind: type) -> set[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call
 from seqpar.passes.kept_state import differ, results_of
-from seqpar.passes.trace_error import calling_line
+from seqpar.passes.model_code import names_in_code
 
 if TYPE_CHECKING:
     from seqpar.passes.trace import Traced
@@ -28,42 +28,45 @@ if TYPE_CHECKING:
 log = logging.getLogger("seqpar.trace")
 
 QUESTIONS = ((torch.compiler, "is_compiling"), (torch.compiler, "is_exporting"), (torch.compiler, "is_dynamo_compiling"), (torch.jit, "is_tracing"))
+TELLING = {"FakeTensor", *(name for _, name in QUESTIONS)}
 FAR = (0.02, 0.2)  # more than rounding makes, and little beside what another mask makes; in half precision
 
 
-@contextmanager
-def questions(*, as_ever: bool = False) -> Iterator[list[str]]:
-    """The lines of the user's code that ask whether they are traced. as_ever: they are told what they are told in an ordinary call."""
-    asked: list[str] = []
+def questions_in(model: torch.nn.Module) -> list[str]:
+    """What the model's code names that tells whether it is traced."""
+    return sorted(TELLING & names_in_code(model))
 
-    def heard(question: Callable[..., bool]) -> Callable[..., bool]:
+
+@contextmanager
+def as_ever() -> Iterator[None]:
+    """The user's code is told that nobody traces it."""
+
+    def told(question: Callable[..., bool]) -> Callable[..., bool]:
         @functools.wraps(question)
         def answer(*args: Any, **kwargs: Any) -> bool:
-            if str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] in ("torch", "seqpar"):
-                return question(*args, **kwargs)
-            asked.append(calling_line())
-            return False if as_ever else question(*args, **kwargs)
+            by_torch = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] in ("torch", "seqpar")
+            return by_torch and question(*args, **kwargs)
 
         return answer
 
     with ExitStack() as stack:
         for owner, name in QUESTIONS:
-            stack.enter_context(mock.patch.object(owner, name, heard(getattr(owner, name))))
-        yield asked
+            stack.enter_context(mock.patch.object(owner, name, told(getattr(owner, name))))
+        yield
 
 
-def as_it_runs(model: torch.nn.Module, call: Call, traced: Traced, asked: list[str], again: Callable[[], Traced]) -> Traced:
-    """`traced`, or the trace `again` in which the model is told that nobody traces it: the one that computes what the model does.
+def as_it_runs(model: torch.nn.Module, call: Call, traced: Traced, again: Callable[[], Traced]) -> Traced:
+    """`traced`, or the trace `again` in which the model is told that nobody traces it: the one that computes what the model does. Compared only if its code asks.
 
     Raises:
         TraceError: neither does.
     """
-    expected = results_of(model, call)
+    asked = questions_in(model)
+    expected = results_of(model, call) if asked else []
     if not expected or not _differs(traced, expected) or _far(results_of(model, call), expected):  # the last: no two calls are alike
         return traced
-    where = asked[0]
     try:
-        with questions(as_ever=True):
+        with as_ever():
             other = again()
     except TraceError as error:
         log.info("tracing %s as it runs failed: %s", type(model).__name__, error)
@@ -71,7 +74,7 @@ def as_it_runs(model: torch.nn.Module, call: Call, traced: Traced, asked: list[s
         if not _differs(other, expected):
             return other
     raise TraceError(
-        f"{type(model).__name__} computes something else while it is traced than when it runs: its code asks whether it is traced ({where}), and the results for the example "
+        f"{type(model).__name__} computes something else while it is traced than when it runs: its code asks whether it is traced ({', '.join(asked)}), and the results for the example "
         "inputs differ. Set what it decides there explicitly (pass the mask, choose the kind of attention in its configuration)"
     )
 

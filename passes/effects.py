@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqpar.passes.warm import DEPTH, remember
 
+VALUE_DEPTH = 4  # global variables lead to registries of whole libraries
 SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -19,8 +20,10 @@ class StateWatch:
     def __init__(self, module: torch.nn.Module | None = None, values: Sequence[Any] = ()) -> None:
         self.containers: list[tuple[Any, Any]] = []
         seen: set[int] = set()
-        for value in (*(part.__dict__ for part in (() if module is None else module.modules())), *values):
-            remember(value, self.containers, seen, DEPTH)
+        for part in () if module is None else module.modules():
+            remember(part.__dict__, self.containers, seen, DEPTH)
+        for value in values:
+            remember(value, self.containers, seen, VALUE_DEPTH)
         self.versions = [(label, value, version(value)) for container, _ in self.containers for label, value in entries(container) if isinstance(value, Tensor)]
 
     def changed(self) -> str | None:

@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import SeqparError, TraceError
 from seqpar.passes.arguments import Call, canonical_call
-from seqpar.passes.asked import as_it_runs, questions
+from seqpar.passes.asked import as_it_runs
 from seqpar.passes.boundary import Marks
 from seqpar.passes.check_weights import check_weights
 from seqpar.passes.export import export_functional
@@ -122,10 +122,9 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
             return trace_around(model, call, dynamic, error, Choice(by_token))
 
     with nullcontext() if marks is None else marks.active(model):
-        with questions() as asked:
-            traced = traced_so()
-        if asked and warm and warm_failure is None:
-            traced = as_it_runs(model, call, traced, asked, traced_so)
+        traced = traced_so()
+        if warm and warm_failure is None:
+            traced = as_it_runs(model, call, traced, traced_so)
     if traced.assigns and warm and warm_failure is None:
         check_no_state(model, call)
     return replace(traced, seconds=time.perf_counter() - started, marks=marks)

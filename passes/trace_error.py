@@ -40,9 +40,11 @@ class ContentNeeded(TraceError):
 
 def trace_error(error: BaseException, model: torch.nn.Module) -> TraceError:
     """A TraceError that describes `error`: one of ours that torch or the model wrapped, or a new one."""
-    ours = next((exception for exception in chain(error) if isinstance(exception, TraceError)), None)
-    if ours is not None:
-        return ours
+    cause = error.__cause__  # not what was being handled meanwhile: attempts before this one
+    while cause is not None:
+        if isinstance(cause, TraceError):
+            return cause
+        cause = cause.__cause__
     message = " ".join(str(error).split("\n\n")[0].split())[:400] or type(error).__name__
     where = user_line(error)
     data_dependent = bool(DATA_DEPENDENT.search(f"{type(error).__name__} {error}"))
