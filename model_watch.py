@@ -83,7 +83,7 @@ class ModelWatch:
         own, title = vars(module), path or "the model"
         self.attributes.append(Attributes(own, frozenset(own), read, path))
         for name in sorted(own.keys() & read):
-            self._enter(own, name, joined(path, name))
+            self._enter(self.entries, own, name, joined(path, name))
         for part in (module._parameters, module._buffers):
             if not is_elsewhere(type(module).__module__):
                 self._contain(part, f"parameters or buffers of {title}", weights=True)
@@ -96,11 +96,10 @@ class ModelWatch:
     def _watch_class(self, kind: type, read: dict[type, frozenset[str]]) -> None:
         named = frozenset().union(*(names for owner, names in read.items() if issubclass(owner, kind)))
         for name in sorted(vars(kind).keys() & named):
-            self.of_classes.append(Entry(vars(kind), name, vars(kind)[name], f"{kind.__qualname__}.{name}"))
-            self._contain(vars(kind)[name], f"{kind.__qualname__}.{name}")
+            self._enter(self.of_classes, vars(kind), name, f"{kind.__qualname__}.{name}")
 
-    def _enter(self, owner: dict[str, Any], name: str, label: str) -> None:
-        self.entries.append(Entry(owner, name, owner[name], label))
+    def _enter(self, entries: list[Entry], owner: Mapping[str, Any], name: str, label: str) -> None:
+        entries.append(Entry(owner, name, owner[name], label))
         self._contain(owner[name], label)
 
     def _contain(self, value: Any, label: str, weights: bool = False) -> None:
@@ -202,15 +201,19 @@ class Watches:
         """There are no programs."""
         self.of_mode.clear()
 
+    def stale(self) -> ModelWatch | None:
+        """The watch of this mode, if the model is not as it was when its programs were made."""
+        watch = self.of_mode.get(self.model.training)
+        return watch if watch is not None and watch.changed() else None
+
     def changes(self) -> list[str]:
         """Where the model is not as it was when its programs were made."""
-        watch = self.of_mode.get(self.model.training)
-        return watch.changes() if watch is not None and watch.changed() else []
+        watch = self.stale()
+        return [] if watch is None else watch.changes()
 
     def go_on(self) -> None:
         """What changed during a call, in modules that run as they are, is how they are now."""
-        watch = self.of_mode.get(self.model.training)
-        if watch is not None and watch.changed():
+        if self.stale() is not None:
             self.renew()
 
     def must_renew(self, watch: ModelWatch) -> bool:

@@ -118,9 +118,11 @@ def pool(op: Op) -> None:
     kernels = per_dim(op.args["kernel_size"], spatial)
     strides = per_dim(op.args["stride"], spatial) if op.args["stride"] else kernels
     paddings, dilations = (per_dim(op.args.get(name, n), spatial) for name, n in (("padding", 0), ("dilation", 1)))
-    for i, settings in enumerate(zip(kernels, strides, paddings, dilations, strict=True)):
-        if settings == (1, 1, 0, 1):
-            op.carry(0, first + i, first + i)
-        elif settings == (strides[i], strides[i], 0, 1) and strides[i] > 1:
-            op.shorten(0, first + i, first + i, strides[i])
+    for dim, (kernel, stride, padding, dilation) in enumerate(zip(kernels, strides, paddings, dilations, strict=True), first):
+        if kernel != stride or padding != 0 or dilation != 1:
+            continue
+        if stride == 1:
+            op.carry(0, dim, dim)
+        else:
+            op.shorten(0, dim, dim, stride)
     op.reason = "made of neighbouring positions"
