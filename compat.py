@@ -27,43 +27,11 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from seqpar.errors import SeqparError
 
 __all__ = [
-    "FakeTensor",
-    "FakeTensorMode",
-    "FloorDiv",
-    "HigherOrderOperator",
-    "NO_MODULE",
-    "OpOverload",
-    "PythonReferenceAnalysis",
-    "ShapeEnv",
-    "Tape",
-    "TorchDispatchMode",
-    "active_modes",
-    "aot_export",
-    "being_compiled",
-    "check_torch_version",
-    "fresh_tensors",
-    "functional_mode",
-    "has_global_hooks",
-    "helpers_in_traces",
-    "lazy_graph_module",
-    "is_traced",
-    "lookup_backend",
-    "outside_compiler",
-    "pytree",
-    "quiet",
-    "shape_guards",
-    "size_bounds",
-    "size_functions",
-    "sym_max",
-    "sym_min",
-    "sympy_interp",
-    "symbol_range",
-    "symbolic_shape",
-    "tolist_seen_by_modes",
-    "unbacked_symbols",
-    "unscoped_call",
-    "was_written",
-]
+    "FakeTensor", "FakeTensorMode", "FloorDiv", "HigherOrderOperator", "NO_MODULE", "OpOverload", "PythonReferenceAnalysis", "ShapeEnv", "Tape", "TorchDispatchMode",
+    "active_modes", "aot_export", "being_compiled", "check_torch_version", "fresh_tensors", "functional_mode", "has_global_hooks", "helpers_in_traces",
+    "lazy_graph_module", "is_traced", "is_wrapper", "lookup_backend", "outside_compiler", "python_kernel", "pytree", "quiet", "shape_guards", "size_bounds",
+    "size_functions", "sym_max", "sym_min", "sympy_interp", "symbol_range", "symbolic_shape", "tolist_seen_by_modes", "unbacked_symbols", "unscoped_call", "was_written",
+]  # fmt: skip
 
 OLDEST, NEWEST = (2, 11), (2, 13)
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # in place of a module path: sizes that are read from the inputs
@@ -161,6 +129,13 @@ def is_traced(tensor: torch.Tensor) -> bool:
     if type(tensor) is FunctionalTensor:
         return vars(tensor).keys() == {"elem"}
     return type(tensor) is FakeTensor and tensor.constant is None and vars(tensor).keys() <= FAKE_ATTRIBUTES
+
+
+def is_wrapper(tensor: Any) -> bool:
+    """True for a tensor whose class says of which tensors it is made, and how operators compute with those."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(tensor)
 
 
 def functional_mode() -> Any:
@@ -327,6 +302,20 @@ def _lines_on_demand() -> Iterator[None]:
 def being_compiled(x: torch.Tensor) -> bool:
     """Whether a compiler is to read what happens to `x`: Dynamo traces, or AOTAutograd a graph that a backend was given (`is_compiling()` is false then)."""
     return torch.compiler.is_compiling() or isinstance(x, FunctionalTensor)
+
+
+def python_kernel(operator: OpOverload, device: str) -> torch._C.DispatchKey | None:
+    """The dispatch key under which a Python function runs an operator on a kind of device; None if there is no kernel, or one that is no Python.
+
+    On the meta device nothing runs; asked there for what would on a CPU.
+    """
+    name = operator._name
+    key = {"cpu": "CPU", "meta": "CPU", "cuda": "CUDA"}.get(device)
+    if key is None or not torch._C._dispatch_has_kernel(name):
+        return None
+    kernels = dict(line.split(": ", 1) for line in torch._C._dispatch_dump(name).splitlines() if ": registered at " in line)
+    chosen = kernels.get(key) or next((where for alias, where in kernels.items() if alias.startswith("CompositeExplicitAutograd[")), "")
+    return getattr(torch._C.DispatchKey, key) if ".py:" in chosen else None
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

@@ -5,8 +5,11 @@ A call compares all of it, so it is kept as flat lists that Python compares in C
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import types
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,10 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from seqpar.compat import is_wrapper
 from seqpar.passes.effects import SIMPLE, same
+from seqpar.passes.labelled import is_labelled
 from seqpar.passes.model_code import names_in_code
 from seqpar.passes.state_digest import is_elsewhere, named_by
 from seqpar.passes.warm import CONTAINERS, DEPTH, remember
+from seqpar.passes.weight_parts import made_of_parts
 from seqpar.runtime.opaque import run_opaque
 
 log = logging.getLogger("seqpar.compile")
@@ -61,7 +67,7 @@ class Attributes(NamedTuple):
 class ModelWatch:
     """A model's Python state as it is now: attributes, and those of its classes, as far as its code names them; containers and objects in them; layers; hooks.
 
-    Of weights and buffers only that they are there, and for classes that are not torch's their shapes: a program reads the content anew in each call. Not watched: global variables,
+    Of weights and buffers only that they are there, whether they are quantised, and for classes that are not torch's their shapes: a program reads the content anew in each call. Not watched: global variables,
     what functions close over, attributes with computed names, objects without `__dict__`, the order of dictionaries.
     """
 
@@ -77,6 +83,10 @@ class ModelWatch:
             self._watch(module, path, read[type(module)])
         for part in dict.fromkeys(part for kind in read for part in kind.__mro__ if not is_elsewhere(part.__module__)):
             self._watch_class(part, read)
+        self.quantised = [(kept.names, kept.name, kept.path, form_of(kept.weight)) for kept in made_of_parts(model)]
+        self._references = [weakref.ref(names[name]) for names, name, _, _ in self.quantised]
+        for names, name, path, _ in self.quantised:
+            self._contain(vars(names[name]), path)
         self._flatten()
 
     def _watch(self, module: nn.Module, path: str, read: frozenset[str]) -> None:
@@ -114,12 +124,15 @@ class ModelWatch:
         """The same as lists to compare at once."""
         self._owners: list[Any]
         self._classes: list[Any]
+        self._holders: list[Any]
+        self._weights: list[Any]
         self._owners, self._keys, self._values = ([entry[i] for entry in self.entries] for i in range(3))
         self._classes, self._members, self._defaults = ([entry[i] for entry in self.of_classes] for i in range(3))
         self._containers, self._copies = ([content[i] for content in self.contents] for i in range(2))
         self._empty = [value for value, _ in self.empty]
         self._dictionaries = [attributes.owner for attributes in self.attributes]
         self._lengths = list(map(len, self._dictionaries))
+        self._holders, self._weights = ([weight[i] for weight in self.quantised] for i in range(2))
 
     def changed(self) -> bool:
         """Whether anything is not as it was. Python compares by identity first, and only values that are not the same object by `==`."""
@@ -130,6 +143,7 @@ class ModelWatch:
                 or list(map(CLASS.get, self._classes, self._members)) != self._defaults
                 or self._containers != self._copies
                 or list(map(len, self._dictionaries)) != self._lengths
+                or (bool(self._holders) and any(map(operator.is_not, map(dict.get, self._holders, self._weights), (reference() for reference in self._references))))
             )
         except Exception:  # tensors and arrays are not compared as a whole: they are other ones
             return True
@@ -142,8 +156,24 @@ class ModelWatch:
         yield from (entry.label for entry in (*self.entries, *self.of_classes) if not equal(entry.before, entry.owner.get(entry.key, MISSING)))
         yield from (content.label for content in self.contents if not equal_contents(content.copy, content.container, content.weights))
         yield from (label for value, label in self.empty if value)
+        yield from (path for names, name, path, form in self.quantised if not same_form(form, form_of(names.get(name))))
         for owner, known, read, path in self.attributes:
             yield from (joined(path, name) for name in sorted((owner.keys() - known) & read) if isinstance(owner[name], LIKE_OTHERS) or callable(owner[name]))
+
+
+def form_of(weight: Any) -> list[Any]:
+    """How a quantised weight is put together, without its numbers."""
+    if is_wrapper(weight):
+        names, context = weight.__tensor_flatten__()
+        return [type(weight), context, *itertools.chain(*(form_of(getattr(weight, name)) for name in names))]
+    return [type(weight), dict(vars(weight))] if is_labelled(weight) else [type(weight)]
+
+
+def same_form(old: list[Any], new: list[Any]) -> bool:
+    try:
+        return bool(old == new)
+    except Exception:  # tensors among the attributes, which are constants of a program
+        return False
 
 
 def names_read(model: nn.Module) -> dict[type, frozenset[str]]:

@@ -29,6 +29,11 @@ SUMS = (aten.addmm.default, aten.baddbmm.default)
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, CONV_EDGES)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 ATTENTION = (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention)
+QUANTISED = (
+    aten._int_mm.default, aten._scaled_mm.default, aten._weight_int8pack_mm.default, aten._weight_int4pack_mm.default, aten._weight_int4pack_mm_for_cpu.default,
+    aten._dyn_quant_matmul_4bit.default,
+)  # fmt: skip
+QUANTISED_ELSEWHERE = ("bitsandbytes::gemm_4bit", "bitsandbytes::gemv_4bit")  # by name, since nobody may have that library
 RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 CONTRACTIONS = frozenset((*RECURRENT, *PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))
 OPERATIONS_PER_BYTE = 100  # that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs
@@ -106,7 +111,7 @@ def attention_pairs(rows: int, columns: int, is_causal: bool) -> int:
 
 def contraction_flops(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> int:
     """Multiply-add counted as two. `shapes` are those of the tensor arguments in call order; 0 for anything but a contraction."""
-    if target in PRODUCTS:
+    if target in PRODUCTS or is_quantised(target):
         return 2 * math.prod(out) * shapes[0][-1]
     if target in SUMS:
         return 2 * math.prod(out) * shapes[1][-1]
@@ -130,9 +135,13 @@ def is_causal(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
 
 
+def is_quantised(target: object) -> bool:
+    return target in QUANTISED or getattr(target, "_name", "") in QUANTISED_ELSEWHERE
+
+
 def is_contraction(target: object) -> bool:
     """`contraction_flops` counts the work of this operator."""
-    return target in CONTRACTIONS
+    return target in CONTRACTIONS or is_quantised(target)
 
 
 def node_work(node: Node, sizes: Sizes) -> int:

@@ -14,16 +14,17 @@ RuleFn = Callable[["Op"], None]
 
 
 class RuleRegistry:
-    """Maps ATen overloads to rules; a second rule for the same overload is an error."""
+    """Maps ATen overloads, tags of operators and names of other libraries' operators to rules; a second rule for the same one is an error."""
 
     def __init__(self) -> None:
         self._rules: dict[Any, RuleFn] = {}
         self._by_tag: dict[torch.Tag, RuleFn] = {}
+        self._by_name: dict[str, RuleFn] = {}
 
     def rule(self, *targets: Any) -> Callable[[RuleFn], RuleFn]:
         def register(fn: RuleFn) -> RuleFn:
             for target in targets:
-                table: dict[Any, RuleFn] = self._by_tag if isinstance(target, torch.Tag) else self._rules
+                table: dict[Any, RuleFn] = self._by_tag if isinstance(target, torch.Tag) else self._by_name if isinstance(target, str) else self._rules
                 if target in table:
                     raise ValueError(f"{target} already has a rule: {table[target].__module__}.{table[target].__name__}")
                 table[target] = fn
@@ -32,7 +33,7 @@ class RuleRegistry:
         return register
 
     def find(self, target: Any) -> RuleFn | None:
-        found = self._rules.get(target)
+        found = self._rules.get(target) or self._by_name.get(getattr(target, "_name", ""))
         if found is None:
             for tag in getattr(target, "tags", ()):
                 if tag in self._by_tag:

@@ -1,7 +1,10 @@
-"""Operators without a rule that PyTorch writes in terms of others become those, where all of them have one.
+"""Operators without a rule that PyTorch writes in terms of others become those, where all of them have one; so do operators of other libraries that are written in Python.
 
 Before: %y = aten.concatenate(%a, %b, 1);  %c = aten.cosine_similarity(%q, %k, -1)
 After:  %y = aten.cat(%a, %b, 1);          %n = aten.linalg_vector_norm(%q, …); …
+
+Before: %y = quanto.qbytes_mm(%x, %w, %s)
+After:  %m = aten.mul(%s, %w);  %y = aten.mm(%x, aten.t(%m))
 
 What they become is what runs in eager mode, too: the results have the same bits.
 """
@@ -17,11 +20,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqpar.compat import pytree
+from seqpar.compat import OpOverload, python_kernel, pytree
 from seqpar.partitioner.registry import registry
 from seqpar.passes.build import ORIGIN
 from seqpar.passes.share import copied, with_graph
 
+OWN = ("aten", "prims", "seqpar")
 MANY = 32  # parts: a recurrent network is written out step by step
 SIZES = (operator.getitem, torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
@@ -40,19 +44,28 @@ def composites_apart(gm: GraphModule) -> GraphModule:
 
 
 def _is_composite(node: Node) -> bool:
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and registry.find(node.target) is None and node.target._can_decompose()
+    if node.op != "call_function" or not isinstance(node.target, OpOverload) or registry.find(node.target) is not None:
+        return False
+    return node.target._can_decompose() or _kernel(node) is not None
+
+
+def _kernel(node: Node) -> torch._C.DispatchKey | None:
+    """The key of the kernel that runs an operator of another library on the device of its arguments, if that kernel is a Python function."""
+    devices = [leaf.meta["val"].device.type for leaf in node.all_input_nodes if isinstance(leaf.meta.get("val"), torch.Tensor)]
+    return python_kernel(node.target, devices[0]) if devices and node.target.namespace not in OWN else None  # type: ignore[arg-type, union-attr]
 
 
 def _parts(node: Node) -> Graph | None:
     """What the operator does, as a graph of the nodes among its arguments; None if there are many parts, or one without a rule."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     nodes = [leaf for leaf in leaves if isinstance(leaf, Node)]
+    kernel = None if node.target._can_decompose() else _kernel(node)  # type: ignore[union-attr]
 
     def call(*values: Any) -> Any:
         given = iter(values)
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(leaf, Node) else leaf for leaf in leaves], spec)
         with _AtMost(MANY):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return node.target(*args, **kwargs) if kernel is None else node.target.redispatch(torch._C.DispatchKeySet(kernel), *args, **kwargs)  # type: ignore[operator, union-attr]
 
     try:
         with torch.no_grad():

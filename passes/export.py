@@ -40,7 +40,7 @@ def in_one_trace(flat: FlatModel, leaves: Sequence[torch.Tensor], dims: Any, *, 
     program = reason = None
     flat.repeatable = True
     try:
-        if stamp and not flat.opaque.calls:
+        if stamp and not flat.opaque.calls and not flat.parts.weights:
             program = stamped(flat, leaves, dims)
         if program is None:
             program = aot_export(flat, (tuple(leaves),), dims)

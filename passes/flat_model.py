@@ -14,6 +14,8 @@ from seqpar.passes.replay import Replayer
 from seqpar.passes.stamp import Stamper
 from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.warm import restored
+from seqpar.passes.weight_casts import casts_of_weights
+from seqpar.passes.weight_parts import Parts
 
 
 class Result:
@@ -45,6 +47,7 @@ class FlatModel(torch.nn.Module):
         self.call, self.positions = call, tuple(positions)
         self.replayer, self.opaque = replayer, opaque
         self.result = Result()
+        self.parts = Parts(model)
 
     def forward(self, leaves: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         full = list(self.call.leaves)
@@ -54,9 +57,10 @@ class FlatModel(torch.nn.Module):
         before = state_after(arguments)
         args, kwargs = self.call.bind(arguments)
         stamps = nullcontext() if self.stamper is None else self.stamper.active()
-        with self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
+        with self.parts.together(), self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
             watch = StateWatch(self.model)
-            returned = self.model(*args, **kwargs)
+            with casts_of_weights(self.model):
+                returned = self.model(*args, **kwargs)
             self.result.assigns = watch.changed() is not None
         self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)

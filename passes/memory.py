@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from seqpar.compat import pytree
 from seqpar.passes.count import CountInterpreter, Counts, counting_groups, to_meta
 from seqpar.passes.live_bytes import LiveBytes
+from seqpar.passes.weight_parts import parts_of
 
 
 @dataclass(frozen=True)
@@ -78,5 +79,5 @@ def peak_bytes(gm: fx.GraphModule, example: Sequence[Tensor], *, ulysses: int = 
 def weight_bytes(gm: fx.GraphModule) -> int:
     """Bytes of all parameters, buffers and constants of a program, shared storages once."""
     constants = [v for v in gm.__dict__.get("_seqpar_extra", {}).values() if isinstance(v, Tensor)]
-    tensors = [*gm.parameters(), *gm.buffers(), *constants]
+    tensors = [part for t in (*gm.parameters(), *gm.buffers(), *constants) for _, part in parts_of(t, "")]
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

@@ -14,6 +14,7 @@ computed it as the model does. Every rank decides alike, because every rank has 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from seqpar.errors import TraceError
+from seqpar.passes.labelled import Content
 from seqpar.passes.replay import Record
 from seqpar.passes.share import share_graph
 from seqpar.runtime.opaque import run_opaque
@@ -176,7 +178,7 @@ def origin(node: fx.Node, parameters: Mapping[str, Any], constants: Mapping[str,
             found.add("input")
         elif current.op == "get_attr":
             if current.target not in constants:
-                found.add("parameter" if current.target in parameters else "buffer")
+                found.add("parameter" if is_parameter(str(current.target), parameters, constants) else "buffer")
         elif not is_fill(current):
             found.update(*(known[n] for n in current.all_input_nodes))
             if current.target is run_opaque:
@@ -185,6 +187,12 @@ def origin(node: fx.Node, parameters: Mapping[str, Any], constants: Mapping[str,
                 found.add("random")
         known[current] = frozenset(found)
     return known[node]
+
+
+def is_parameter(target: str, parameters: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
+    """Whether a program reads a parameter by this path, or a tensor in one that is made of several."""
+    beginnings = itertools.accumulate(target.split("."), "{}.{}".format)
+    return any(beginning in parameters or isinstance(constants.get(beginning), Content) for beginning in beginnings)
 
 
 def zero_dropout(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ be part of the model or a constant of the file.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,13 @@ import torch
 from torch import fx
 
 from seqpar.errors import SavedProgramError
+from seqpar.passes.labelled import Content
 from seqpar.passes.localise import source_line
 from seqpar.passes.save_opaque import read_call, write_call
 from seqpar.passes.save_targets import read_target, write_target
 from seqpar.passes.save_values import Codec, read_tensor, write_tensor
 from seqpar.passes.share import share_graph
+from seqpar.passes.weight_parts import made_of_parts, parts_of
 from seqpar.runtime.opaque import OpaqueCall, run_opaque
 
 OPS = ("placeholder", "get_attr", "call_function", "output")
@@ -62,6 +64,8 @@ def write_graph(gm: fx.GraphModule, constants: Constants) -> list[dict[str, Any]
             target = write_target(node.target) if node.op == "call_function" else str(node.target)
             if node.op not in OPS:
                 raise SavedProgramError(f"a program with a {node.op} node cannot be saved")
+            if node.op == "get_attr" and isinstance(extra.get(str(node.target).partition(".")[0]), Content):
+                raise SavedProgramError("a program of a model whose weights are of a class that does not say what they are made of (GGUF, bitsandbytes) cannot be saved")
             if node.op == "get_attr" and node.target in extra and node.target not in constants.tensors | constants.calls:
                 constants.add(node.target, extra[node.target])
             arguments = {"args": codec.write(tuple(node.args)), "kwargs": codec.write(dict(node.kwargs))}
@@ -103,6 +107,7 @@ def read_graph(data: Sequence[Mapping[str, Any]], model: torch.nn.Module, consta
         return nodes[number]
 
     codec = Codec(device, find=find)
+    parts = {path for kept in made_of_parts(model) for path, _ in parts_of(kept.weight, kept.path)}
     for line in data:
         op, args, kwargs = line["op"], codec.read(line["args"]), codec.read(line["kwargs"])
         if op not in OPS or not isinstance(args, tuple) or not isinstance(kwargs, dict) or not all(map(is_plain_name, kwargs)):
@@ -110,7 +115,7 @@ def read_graph(data: Sequence[Mapping[str, Any]], model: torch.nn.Module, consta
         if op == "call_function":
             target = read_target(line["target"])
         elif op == "get_attr":
-            target = attribute(line["target"], model, constants)
+            target = attribute(line["target"], model, constants.keys() | parts)
         else:
             target = plain_name(line["target"])
         node = graph.create_node(op, target, args, kwargs, name=plain_name(line["name"]))
@@ -142,8 +147,8 @@ def plain_name(name: Any) -> str:
     return str(name)
 
 
-def attribute(name: Any, model: torch.nn.Module, constants: Mapping[str, Any]) -> str:
-    """`name` if it is a constant of the file, or a parameter, buffer or module of the model."""
+def attribute(name: Any, model: torch.nn.Module, others: Set[str]) -> str:
+    """`name` if it is a parameter, buffer or module of the model, or one of the others: a constant of the file, a tensor in a quantised weight."""
     if not isinstance(name, str) or not all(part.isidentifier() or part.isdigit() for part in name.split(".")):
         raise SavedProgramError(f"the file reads {name!r:.80}, which is no name of a parameter")
     owner, _, last = name.rpartition(".")
@@ -151,21 +156,17 @@ def attribute(name: Any, model: torch.nn.Module, constants: Mapping[str, Any]) -
         module = model.get_submodule(owner)
     except AttributeError:
         module = None
-    if name in constants or (module is not None and any(last in held for held in (module._parameters, module._buffers, module._modules))):
+    if name in others or (module is not None and any(last in held for held in (module._parameters, module._buffers, module._modules))):
         return name
     raise SavedProgramError(f"the file reads {name}, which is no parameter, buffer or module of this model")
 
 
 def check_modules(graph: fx.Graph, model: torch.nn.Module, constants: Mapping[str, Any]) -> None:
     """A module is only run by `run_opaque`, and the one its call was recorded for."""
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     for node in graph.nodes:
         read = [n.target for n in node.all_input_nodes if n.op == "get_attr"]
         calls = [constants[name].name for name in read if isinstance(constants.get(name), OpaqueCall)]
-        modules = [name for name in read if name not in constants and is_module(model, name)]
+        modules = [name for name in read if name not in constants and name in names]
         if calls != modules or (node.target is run_opaque) != bool(calls) or len(calls) > 1:
             raise SavedProgramError(f"the file runs {modules or 'a module'} in a way a program must not ({node.name})")
-
-
-def is_module(model: torch.nn.Module, name: str) -> bool:
-    owner, _, last = name.rpartition(".")
-    return last in model.get_submodule(owner)._modules

@@ -298,7 +298,7 @@ def setting(value: Any, depth: int) -> str:
     if isinstance(value, torch.Tensor):
         return tensor_text(value) if type(value) in TENSORS else type(value).__qualname__
     if isinstance(value, type | BUILTINS):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
     if isinstance(value, OPERATORS):
         return str(value)
     title = f"{type(value).__module__}.{type(value).__qualname__}"

@@ -232,6 +232,7 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
         stack.enter_context(helpers_seen())
         stack.enter_context(restored(model))
         stack.enter_context(padding_zeroed(model))
+        stack.enter_context(flat.parts.apart())
         if recording.reads:
             stack.enter_context(tolist_seen_by_modes())
         try:
@@ -240,14 +241,14 @@ def export(model: torch.nn.Module, call: Call, recording: Recording, symbolic: b
             raise
         except Exception as error:
             raise trace_error(error, model) from error
-    return build(model, call, positions, flat.result, exported, flat.replayer.used, recording.calls)
+    return build(model, call, positions, flat, exported, recording.calls)
 
 
-def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: Result, exported: torch.export.ExportedProgram, records: Sequence[Record], calls: Sequence[OpaqueCall]) -> Traced:
+def build(model: torch.nn.Module, call: Call, positions: Sequence[int], flat: FlatModel, exported: torch.export.ExportedProgram, calls: Sequence[OpaqueCall]) -> Traced:
     """Turn an exported program into a `Traced`: parameters become get_attr, checks go, outputs get their order."""
-    graph = fx.Graph()
+    result, graph = flat.result, fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    constants: dict[str, Any] = {}
+    constants: dict[str, Any] = dict(flat.parts.contents)
     lifted: dict[fx.Node, str] = {}
     names = {path: re.sub(r"\W+", "_", call.paths[p]).strip("_") for path, p in enumerate(positions)}
     user_inputs: dict[str, int] = {}
@@ -259,7 +260,7 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
             env[node] = graph.placeholder(names[len(user_inputs) - 1])
             env[node].meta = clean_meta(node.meta)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            lifted[node] = spec.target.removeprefix("model.")
+            lifted[node] = flat.parts.paths.get(spec.target) or spec.target.removeprefix("model.")
         else:
             lifted[node] = f"_constant_{len(constants)}"
             constants[lifted[node]] = exported.constants[spec.target]
@@ -281,6 +282,7 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], result: 
             env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=base_name(node))  # numbered anew: which numbers the tracer leaves out tells nothing
             env[node].meta = clean_meta(node.meta)
     mutations, asked = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
+    records = flat.replayer.used
     guard = build_guard(model, asked, records, constants, [call.leaves[i].detach().contiguous() for i in positions]) if records else None
     graph.eliminate_dead_code()
     graph.lint()

@@ -39,7 +39,7 @@ class Maker:
 
 def hand_samples() -> Iterator[Sample]:
     m = Maker()
-    for table in (contractions, attention, norms, reductions, views, parts, indexing, creation, pointwise, convolutions):
+    for table in (contractions, quantised, attention, norms, reductions, views, parts, indexing, creation, pointwise, convolutions):
         for target, args, *kwargs in table(m):
             yield Sample(target, tuple(args), dict(*kwargs))
 
@@ -79,6 +79,18 @@ def contractions(m: Maker) -> list[Row]:
         (aten.einsum.default, ("...sd,de->...se", [x, m.f(6, 3)])),
         (aten.einsum.default, ("ii->i", [wide])),
         (aten.einsum.default, ("ij,kl->ijl", [m.f(7, 4), m.f(12, 5)])),
+    ]
+
+
+def quantised(m: Maker) -> list[Row]:
+    x, weight = m.i(9, 7, 32).to(torch.int8), m.i(9, 5, 32).to(torch.int8)
+    rows, wide = m.f(12, 32).to(torch.float8_e4m3fn), m.f(16, 32).to(torch.float8_e4m3fn).t()
+    return [
+        (aten._int_mm.default, (x, weight.t())),
+        (aten._weight_int8pack_mm.default, (m.f(7, 32).bfloat16(), weight, m.f(5).bfloat16())),
+        (aten._scaled_mm.default, (rows, wide, m.f(), m.f()), {"out_dtype": torch.bfloat16}),
+        (aten._scaled_mm.default, (rows, wide, m.f(12, 1), m.f(1, 16)), {"out_dtype": torch.bfloat16}),
+        (aten._scaled_mm.default, (rows, wide, m.f(1, 1), m.f(1, 1), m.f(16).bfloat16()), {"out_dtype": torch.bfloat16}),
     ]
 
 

@@ -11,9 +11,10 @@ from seqpar.partitioner.rules import (
     norm,
     parts,
     pointwise,
+    quantised,
     reduce,
     upsample,
     view,
 )
 
-__all__ = ["attention", "conv", "conv_transpose", "create", "index", "marker", "matmul", "norm", "parts", "pointwise", "reduce", "upsample", "view"]
+__all__ = ["attention", "conv", "conv_transpose", "create", "index", "marker", "matmul", "norm", "parts", "pointwise", "quantised", "reduce", "upsample", "view"]
