@@ -125,6 +125,19 @@ class _Program:
             self.wire[node] = 2 * received  # what is sent is alive as long
             self.transfer[node] = transfer_seconds(received, calls, machine)
         self.storages = self._storages()
+        self.of_weights = self._of_weights()
+
+    def _of_weights(self) -> frozenset[Node]:
+        """What is made of weights alone: whole weights out of quantised ones, of which not many should be alive at once."""
+        alone: set[Node] = set()
+        found: set[Node] = set()
+        for node in self.nodes:
+            inputs = node.all_input_nodes
+            if node.op == "get_attr" or (node.op == "call_function" and inputs and node not in self.wire and alone.issuperset(inputs)):
+                alone.add(node)
+                if self.made[node] or not found.isdisjoint(inputs):
+                    found.add(node)
+        return frozenset(found)
 
     def _storages(self) -> dict[Node, frozenset[Node]]:
         """The nodes whose storages a node's value may be a view of; weights and inputs are nobody's."""
@@ -187,11 +200,18 @@ class _Order:
 
     def emit(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
+            self.emit_weights(node)
             self.steps.append(Step(node))
             self.done.add(node)
             self.clock += self.program.seconds[node]
 
+    def emit_weights(self, node: Node) -> None:
+        """What a node needs that is made of weights alone, just before it."""
+        if not self.program.of_weights.isdisjoint(node.all_input_nodes):
+            self.emit([n for n in node.all_input_nodes if n in self.program.of_weights and n not in self.done])
+
     def start(self, node: Node) -> None:
+        self.emit_weights(node)
         self.link = max(self.link, self.clock) + self.program.transfer[node]
         if node.target in HALVES:
             self.steps.append(Step(node, 0))
@@ -216,6 +236,8 @@ class _Order:
         waiting = set(self.flying)
         late = []
         for node in nodes:
+            if node in self.program.of_weights:
+                continue
             if node in waiting or any(n in waiting for n in node.all_input_nodes):
                 waiting.add(node)
                 late.append(node)
@@ -244,12 +266,12 @@ class _Order:
         for candidate in nodes[self.first : stop]:
             if self.clock >= self.flying[node]:
                 return
-            if candidate in self.done or candidate in blocked:
+            if candidate in self.done or candidate in blocked or candidate in self.program.of_weights:
                 continue
             if candidate.op == "output" or candidate in self.program.transfer or any(n in blocked for n in candidate.all_input_nodes):
                 blocked.add(candidate)
             elif self.program.seconds[candidate] > 0:
-                self.emit([*self.ancestors(candidate), candidate])
+                self.emit([*(n for n in self.ancestors(candidate) if n not in self.program.of_weights), candidate])
 
 
 def _as_emitted(nodes: Iterable[Node]) -> list[Step]:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 import seqpar
 from seqpar.errors import SavedProgramError, TraceError
 from seqpar.models import registry
+from seqpar.partitioner.cost import Machine
 
 WIDTH, HEADS = 32, 4
+SLOW = Machine(flops_per_s=1e9, bytes_per_s=1e8)
 INPUTS = {"x": torch.randn(2, 37, WIDTH, generator=torch.Generator().manual_seed(0))}
 
 
@@ -315,3 +317,18 @@ def test_a_layer_that_changes_its_weights_is_refused():
 
     with pytest.raises(TraceError, match=r"Linear\.weight during a call"):
         seqpar.plan(Doubling().eval(), INPUTS, ulysses=2)
+
+
+def test_whole_weights_do_not_hinder_overlap():
+    """Whole weights made of quantised ones come one by one, and exchanges are hidden as with weights in float32."""
+    plans = []
+    for quantise in (with_weight(Int8), lambda layer: layer):
+        torch.manual_seed(0)
+        flux = registry.get("flux").build()
+        for layer in [layer for layer in flux.modules() if isinstance(layer, nn.Linear)]:
+            quantise(layer)
+        plans.append(seqpar.plan(flux, registry.get("flux").example_inputs(height=256, width=256), ulysses=2, hardware=SLOW))
+    quantised, plain = plans
+    assert sum(plain.predicted_hidden.values()) > 0 and quantised.predicted_hidden == plain.predicted_hidden
+    whole = max(parameter.numel() for parameter in flux.parameters()) * 4
+    assert quantised.inspector.memory.peak <= plain.inspector.memory.peak + 3 * whole
