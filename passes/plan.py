@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from seqpar.passes.why import Why
 
 
+NO_RULE = "no rule for this operator"  # the reason of a `ReplicatedOp`
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
     """One attention node. strategy: "ulysses", "ring", "ulysses+ring", "local" (keys whole, rows cut), "gather K/V",

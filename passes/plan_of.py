@@ -18,7 +18,7 @@ from seqpar.partitioner.relation import Relation
 from seqpar.partitioner.solve import Solution
 from seqpar.passes.count import Counts, count
 from seqpar.passes.localise import one_line
-from seqpar.passes.plan import AttentionPlan, Plan, ReplicatedOp
+from seqpar.passes.plan import NO_RULE, AttentionPlan, Plan, ReplicatedOp
 from seqpar.passes.text import amount
 from seqpar.passes.timeline import Timeline, timeline
 
@@ -182,7 +182,7 @@ def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[Replic
 def replication_reason(view: LayoutView, relation: Relation) -> str:
     """Why every rank executes a node on whole values."""
     if not relation.seen:
-        return "no rule for this operator"
+        return NO_RULE
     table, ranks, sequences = view.inference.table, view.ranks, view.inference.sequences.keys()
     atoms = {a for axes in (*relation.operand_axes, *relation.out_axes) for axis in axes for a in table.roots(axis)} & sequences
     if not atoms:

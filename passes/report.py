@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from seqpar.partitioner.alternatives import Alternative
 from seqpar.passes.inspector import Details
-from seqpar.passes.plan import AttentionPlan, Plan
+from seqpar.passes.plan import NO_RULE, AttentionPlan, Plan
 from seqpar.passes.stages import Stage
 from seqpar.passes.text import amount, capped, duration, percent, short, table
 from seqpar.runtime.counting import KINDS
@@ -24,6 +24,8 @@ def explain(plan: Plan) -> str:
         f"work      {amount(plan.flops_total)}FLOP in one process, {amount(max(plan.flops_per_rank))}FLOP on the busiest rank; {plan.sharded_flop_fraction:.4f} of it sharded",
         f"received  {communication(plan)}",
     ]
+    if uncounted := Counter(op.op for op in plan.replicated_ops if op.reason == NO_RULE and not op.flops and not op.op.startswith(("aten.", "prims."))):
+        lines.insert(2, f"          not counted: what {', '.join(f'{n} x {name}' for name, n in uncounted.items())} do, whole on every rank")
     if plan.comm_dtype:
         lines.append(f"rounded   to {plan.comm_dtype} on the way: queries, keys, values and results of attention over the mesh, where they are wider")
     if plan.predicted_seconds:
