@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from seqpar.compat import lookup_backend, outside_compiler
+from seqpar.compat import is_wrapper, lookup_backend, outside_compiler
 from seqpar.compile import Compiler, Settings, sequence_mesh
 from seqpar.errors import SeqparError
 from seqpar.partitioner.cost import Machine
@@ -21,6 +21,7 @@ from seqpar.partitioner.machines import rates_of
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.share import copied
 from seqpar.passes.trace import Traced, trace
+from seqpar.passes.weight_parts import parts_of, rebuilt
 from seqpar.program import Program, without_gradients
 from seqpar.runtime.mesh import check_degrees
 from seqpar.runtime.travel import check_comm_dtype
@@ -83,14 +84,16 @@ def seqpar_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options
     kinds = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     mesh = sequence_mesh(settings.ulysses, settings.ring, settings.mesh, kinds[0] if kinds else "cpu")
     leaves = concrete_inputs(gm, example_inputs)
+    opened = of_parts(gm, leaves)
+    leaves = parts(leaves)
     asked = Settings(settings.ulysses, settings.ring, dynamic=False, comm_dtype=settings.comm_dtype, machine=rates_of(settings.hardware))
-    builder = GraphCompiler(gm, asked, mesh)
+    builder = GraphCompiler(opened, asked, mesh)
     builder.warned = True  # a piece between two graph breaks may well have nothing to shard
     with outside_compiler():
         program = builder.build(canonical_call(builder.signature, leaves, {}), static=True)
     if not program.split:
         return inner(gm, list(example_inputs))
-    return runner(program, inner, leaves)
+    return runner(program, inner, leaves, quantised=opened is not gm)
 
 
 def may_attend(gm: fx.GraphModule) -> bool:
@@ -119,6 +122,43 @@ def concrete_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[A
     return leaves
 
 
+class Rebuild:
+    """Makes a quantised weight, like the one that it was made for, of other tensors."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.__name__ = "rebuild"
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        return rebuilt(self.weight, iter(tensors))
+
+
+def of_parts(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
+    """`gm` as a graph of the tensors in its inputs.
+
+    Before: %w = placeholder (an `Int8Tensor` of `qdata` and `scale`)
+    After:  %w_0 = placeholder; %w_1 = placeholder; %rebuild = Rebuild(...)(%w_0, %w_1)
+    """
+    if not any(map(is_wrapper, inputs)):
+        return gm
+    graph = copied(gm.graph)
+    placeholders = graph.find_nodes(op="placeholder")
+    first = placeholders[-1].next
+    for node, value in zip(placeholders, inputs, strict=True):
+        if is_wrapper(value):
+            with graph.inserting_before(node):
+                inside = tuple(graph.placeholder(f"{node.name}_{i}") for i in range(len(parts([value]))))
+            with graph.inserting_before(first):
+                node.replace_all_uses_with(graph.call_function(Rebuild(value), inside))
+            graph.erase_node(node)
+    return fx.GraphModule(gm, graph)
+
+
+def parts(inputs: Sequence[Any]) -> list[Any]:
+    """Inputs as `of_parts` takes them."""
+    return [part for value in inputs for part in ([tensor for _, tensor in parts_of(value, "")] if is_wrapper(value) else [value])]
+
+
 def type_of(value: Any) -> type:
     """int for a SymInt, float for a SymFloat, bool for a SymBool."""
     return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(value)]
@@ -135,10 +175,10 @@ class GraphCompiler(Compiler):
         """Dynamo makes other graph modules, with other names, at every start."""
 
 
-def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any]) -> Callable[..., list[Any]]:
+def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any], *, quantised: bool = False) -> Callable[..., list[Any]]:
     """Compile the program with `inner`; the result takes what Dynamo passes and returns what it expects.
 
-    Inputs the graph writes to (buffers among them) are updated afterwards.
+    Inputs the graph writes to (buffers among them) are updated afterwards. quantised: some inputs are made of several tensors, each of which the program takes.
     """
     traced = program.traced
     assert traced is not None
@@ -148,7 +188,8 @@ def runner(program: Program, inner: Callable[..., Any], leaves: Sequence[Any]) -
         compiled = inner(with_buffers(program.gm), tensors)
 
     def run(*inputs: Any) -> list[Any]:
-        given = [inputs[position] for position in positions]
+        opened = parts(inputs) if quantised else inputs
+        given = [opened[position] for position in positions]
         outputs = call(compiled, [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in given])
         with torch.no_grad():
             for mutation in traced.mutations:

@@ -122,7 +122,7 @@ class Replayer(FunctionReader):
         if func == SET_DATA:
             raise TraceError(
                 f"the model exchanges the content of a tensor of shape {tuple(args[0].shape)} by `.data = …` at {calling_line()} while it runs, which a program would leave out. Weights that are "
-                "cast, quantised or moved for the time of a call (layerwise casting, offloading by hooks): switch that off for this model, or do it once before compiling"
+                "moved or exchanged for the time of a call (offloading by hooks, int8 layers of bitsandbytes): switch that off for this model, or do it once before compiling"
             )
         return super().__torch_function__(func, types, args, kwargs)
 

@@ -272,6 +272,19 @@ def results_of(kind, backend):
         return fast(**INPUTS), quantised(**INPUTS)
 
 
+def results_by_dynamo(kind):
+    quantised = model(QUANTISED[kind])
+    fast = torch.compile(quantised, backend="seqpar", options={"ulysses": 2, "backend": "aot_eager"})
+    with torch.no_grad():
+        return fast(**INPUTS), quantised(**INPUTS)
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "nested", "attributes"])
+def test_as_a_backend_of_torch_compile(two_ranks, kind):
+    for result, expected in two_ranks.run(results_by_dynamo, kind):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "backend"), [("wrapper", None), ("attributes", None), ("nested", "inductor"), ("attributes", "aot_eager")])
 def test_on_real_ranks(two_ranks, kind, backend):
     for result, expected in two_ranks.run(results_of, kind, backend):
