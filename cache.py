@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ import torch
 
 from seqpar.errors import SavedProgramError
 from seqpar.passes.arguments import Call
+from seqpar.passes.checksum import weights_checksum
 from seqpar.passes.config import config
 from seqpar.passes.save_values import Codec
-from seqpar.passes.state_digest import Digest, Unknown, own_code, sample_of, torch_settings
+from seqpar.passes.state_digest import Digest, Unknown, own_code, torch_settings
 from seqpar.program import Program, Saved
 from seqpar.saved_program import read_program, write_program
 from seqpar.saving import HEADER, device_of, opened, write_whole
@@ -67,6 +69,11 @@ class Cache:
             log.warning("%s is compiled without the cache, its state cannot be read: %s: %s", type(builder.model).__name__, type(error).__name__, error)
         return None
 
+    @cached_property
+    def weights(self) -> str:
+        """Tells the weights from others: tables that a model computes from them are constants of its program."""
+        return weights_checksum(self.builder.model)
+
     def files(self) -> list[Path]:
         """The files of this key, oldest name first."""
         return sorted(self.folder.glob(f"{self.key}-*.seqpar"))[:MAX_VALUES]
@@ -95,7 +102,7 @@ class Cache:
             header = archive.json(HEADER)
             if (header["format"], header["key"]) != (FORMAT, self.key):
                 raise SavedProgramError("it was written for something else than its name says")
-            if header["weights"] not in (None, sample_of(self.builder.model)):
+            if header["weights"] not in (None, self.weights):
                 log.info("%s is passed over: it holds tables computed while tracing, and the weights are others", path)
                 return None
             program = read_program("program0", archive.json, archive.bytes, self.builder.model, self.builder, Codec(device_of(self.builder.model)))
@@ -111,7 +118,7 @@ class Cache:
         try:
             write_program("program0", program, Codec(device_of(builder.model)), builder.settings.ranks, members, raw, pictures=False)
             constants = members["program0.json"]["constants"]["tensors"]
-            weights = sample_of(builder.model) if constants else None
+            weights = self.weights if constants else None
             members[HEADER] = {"format": FORMAT, "key": self.key, "weights": weights}
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / f"{self.key}-{variant(program, weights)}.seqpar", members, raw)

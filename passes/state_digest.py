@@ -30,7 +30,6 @@ DICTIONARIES = (dict, collections.OrderedDict, collections.defaultdict)
 GLOBAL_DEPTH = 3
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 BUILTINS = types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType
-SAMPLE = 64
 
 
 class Unknown(Exception):  # noqa: N818 - an answer, not an error
@@ -384,16 +383,3 @@ def torch_settings(device: str) -> list[str]:
     kernels = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math", "cudnn")]
     versions = [sys.version, torch.__version__, torch.version.git_version]
     return [str(fact) for fact in (versions, casts, kernels, torch.get_default_dtype(), torch.get_default_device().type, torch.are_deterministic_algorithms_enabled(), replaced_in_torch())]
-
-
-def sample_of(model: torch.nn.Module) -> str:
-    """A digest of a few entries of every parameter and buffer: tables that a model computes from its weights are constants of its program."""
-    parts = []
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type != "meta" and tensor.layout is torch.strided and tensor.numel():
-                flat = tensor.detach().flatten()
-                few = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
-                parts.append(torch.view_as_real(few).flatten() if few.is_complex() else few)
-        numbers = torch.cat([part.to("cpu", torch.float64) for part in parts]) if parts else torch.empty(0)
-    return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()

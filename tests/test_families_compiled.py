@@ -7,7 +7,7 @@ import seqpar
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 
-SAME = ("wan-ti2v", "longcat-image")  # the class of wan; blocks like flux's
+SAME = ("wan-ti2v", "longcat-image", "hunyuan-video", "sd3")  # the class of wan; blocks like those of flux and qwen-image
 REAL = [name for name in registry.names() if not name.startswith("pattern-") and name not in SAME]
 
 
