@@ -30,10 +30,9 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, a
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 ATTENTION = (aten.scaled_dot_product_attention.default, torch.ops.higher_order.flex_attention)
 QUANTISED = (
-    aten._int_mm.default, aten._scaled_mm.default, aten._weight_int8pack_mm.default, aten._weight_int4pack_mm.default, aten._weight_int4pack_mm_for_cpu.default,
-    aten._dyn_quant_matmul_4bit.default,
+    aten._int_mm.default, aten._scaled_mm.default, aten._weight_int8pack_mm.default, aten._weight_int4pack_mm_for_cpu.default, aten._dyn_quant_matmul_4bit.default,
 )  # fmt: skip
-QUANTISED_ELSEWHERE = ("bitsandbytes::gemm_4bit", "bitsandbytes::gemv_4bit")  # by name, since nobody may have that library
+QUANTISED_ELSEWHERE = ("bitsandbytes::gemm_4bit", "bitsandbytes::gemv_4bit", "aten::_weight_int4pack_mm")  # by name: nobody may have that library, or the device
 RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 CONTRACTIONS = frozenset((*RECURRENT, *PRODUCTS, *SUMS, *CONVOLUTIONS, *TRANSPOSED, *ATTENTION, aten.einsum.default))
 OPERATIONS_PER_BYTE = 100  # that a processor does in the time in which it moves a byte of its memory: 60 to 150 on today's GPUs

@@ -85,9 +85,13 @@ def contractions(m: Maker) -> list[Row]:
 def quantised(m: Maker) -> list[Row]:
     x, weight = m.i(9, 7, 32).to(torch.int8), m.i(9, 5, 32).to(torch.int8)
     rows, wide = m.f(12, 32).to(torch.float8_e4m3fn), m.f(16, 32).to(torch.float8_e4m3fn).t()
+    by_group, zeros = aten._convert_weight_to_int4pack_for_cpu(m.i(16, 16, 64).int(), 1), m.f(2, 16, 2).bfloat16()
+    by_channel = aten._dyn_quant_pack_4bit_weight(m.i(255, 16, 32).byte(), m.f(16, 1), None, 64, 64, 16)
     return [
         (aten._int_mm.default, (x, weight.t())),
         (aten._weight_int8pack_mm.default, (m.f(7, 32).bfloat16(), weight, m.f(5).bfloat16())),
+        (aten._weight_int4pack_mm_for_cpu.default, (m.f(7, 64).bfloat16(), by_group, 32, zeros)),
+        (aten._dyn_quant_matmul_4bit.default, (m.f(7, 64), by_channel, 64, 64, 16)),
         (aten._scaled_mm.default, (rows, wide, m.f(), m.f()), {"out_dtype": torch.bfloat16}),
         (aten._scaled_mm.default, (rows, wide, m.f(12, 1), m.f(1, 16)), {"out_dtype": torch.bfloat16}),
         (aten._scaled_mm.default, (rows, wide, m.f(1, 1), m.f(1, 1), m.f(16).bfloat16()), {"out_dtype": torch.bfloat16}),

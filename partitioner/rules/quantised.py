@@ -11,17 +11,10 @@ from seqpar.partitioner.registry import rule
 aten = torch.ops.aten
 
 
-@rule(aten._int_mm.default, aten._weight_int8pack_mm.default, aten._weight_int4pack_mm.default, aten._weight_int4pack_mm_for_cpu.default, aten._dyn_quant_matmul_4bit.default)
+@rule(aten._int_mm.default, aten._weight_int8pack_mm.default, aten._weight_int4pack_mm_for_cpu.default, aten._dyn_quant_matmul_4bit.default, *QUANTISED_ELSEWHERE)
 def weight_only(op: Op) -> None:
-    """`[m, k]` and a weight in one of many layouts `-> [m, n]`."""
-    op.carry(next(op.index(value) for value in op.args.values() if isinstance(value, torch.fx.Node)), 0, 0)
-    op.reason = "product of quantised numbers over this dim"
-
-
-@rule(*QUANTISED_ELSEWHERE)
-def in_blocks_of_4_bits(op: Op) -> None:
-    """`[..., k]` and a packed weight `-> [..., n]`."""
-    op.carry_all(op.index(op.args["A"]), skip=(-1,))
+    """`[..., k]` and a weight in one of many layouts `-> [..., n]`."""
+    op.carry_all(0, skip=(-1,))
     op.reason = "product of quantised numbers over this dim"
 
 
