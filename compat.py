@@ -28,7 +28,7 @@ from seqpar.errors import SeqparError
 
 __all__ = [
     "FakeTensor", "FakeTensorMode", "FloorDiv", "HigherOrderOperator", "NO_MODULE", "OpOverload", "PythonReferenceAnalysis", "ShapeEnv", "Tape", "TorchDispatchMode",
-    "active_modes", "aot_export", "being_compiled", "check_torch_version", "fresh_tensors", "functional_mode", "has_global_hooks", "helpers_in_traces",
+    "active_modes", "aot_export", "being_compiled", "check_torch_version", "contentless", "fresh_tensors", "functional_mode", "has_global_hooks", "helpers_in_traces",
     "lazy_graph_module", "is_traced", "is_wrapper", "lookup_backend", "outside_compiler", "python_kernel", "pytree", "quiet", "shape_guards", "size_bounds",
     "size_functions", "sym_max", "sym_min", "sympy_interp", "symbol_range", "symbolic_shape", "tolist_seen_by_modes", "unbacked_symbols", "unscoped_call", "was_written",
 ]  # fmt: skip
@@ -316,6 +316,22 @@ def python_kernel(operator: OpOverload, device: str) -> torch._C.DispatchKey | N
     kernels = dict(line.split(": ", 1) for line in torch._C._dispatch_dump(name).splitlines() if ": registered at " in line)
     chosen = kernels.get(key) or next((where for alias, where in kernels.items() if alias.startswith("CompositeExplicitAutograd[")), "")
     return getattr(torch._C.DispatchKey, key) if ".py:" in chosen else None
+
+
+@contextlib.contextmanager
+def contentless(tensors: Sequence[Any]) -> Iterator[None]:
+    """Fake tensors, and what is made of them, refuse to say where their content is: to code that is no Python they would say 0."""
+    fake = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
+    before = [(mode, mode._allow_unsafe_data_ptr_access) for mode in {id(tensor.fake_mode): tensor.fake_mode for tensor in fake}.values()]
+    for tensor in fake:
+        torch._C._set_throw_on_mutable_data_ptr(tensor)
+    try:
+        for mode, _ in before:
+            mode._allow_unsafe_data_ptr_access = False
+        yield
+    finally:
+        for mode, allowed in before:
+            mode._allow_unsafe_data_ptr_access = allowed
 
 
 def lookup_backend(name: str) -> Callable[..., Any]:

@@ -12,7 +12,9 @@ What they become is what runs in eager mode, too: the results have the same bits
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,10 +22,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqpar.compat import OpOverload, python_kernel, pytree
+from seqpar.compat import OpOverload, contentless, python_kernel, pytree
+from seqpar.partitioner.op import as_length
 from seqpar.partitioner.registry import registry
 from seqpar.passes.build import ORIGIN
 from seqpar.passes.share import copied, with_graph
+from seqpar.passes.state_digest import is_elsewhere
+from seqpar.passes.warm import CONTAINERS, caches_in, put_back, remember
 
 OWN = ("aten", "prims", "seqpar")
 MANY = 32  # parts: a recurrent network is written out step by step
@@ -64,30 +69,59 @@ def _parts(node: Node) -> Graph | None:
     def call(*values: Any) -> Any:
         given = iter(values)
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(leaf, Node) else leaf for leaf in leaves], spec)
-        with _AtMost(MANY):
+        with inside:
             return node.target(*args, **kwargs) if kernel is None else node.target.redispatch(torch._C.DispatchKeySet(kernel), *args, **kwargs)  # type: ignore[operator, union-attr]
 
+    inside = _Inside(MANY)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contentless([leaf.meta["val"] for leaf in nodes]):
             graph = make_fx(call)(*(leaf.meta["val"] for leaf in nodes)).graph
     except Exception:  # it has many parts, or needs values: it stays whole
+        return None
+    finally:
+        put_back(inside.saved, inside.caches)
+    made, expected = ([_form(v) for v in pytree.tree_leaves(value)] for value in (pytree.tree_map(_value, graph.output_node().args[0]), node.meta["val"]))
+    if made != expected:  # a kernel that does not do what its fake says
         return None
     calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
     return graph if all(part.op == "call_function" and (part.target in SIZES or registry.find(part.target) is not None) for part in calls) else None
 
 
-class _AtMost(TorchDispatchMode):
-    """Raises when more than so many operators are called."""
+def _value(node: Any) -> Any:
+    return node.meta["val"] if isinstance(node, Node) else node
+
+
+def _form(value: Any) -> Any:
+    return (value.dtype, *map(as_length, value.shape)) if isinstance(value, torch.Tensor) else type(value)
+
+
+class _Inside(TorchDispatchMode):
+    """Raises when more than so many operators are called. Notes what the files of the functions that call them hold, for a kernel may keep a table there: saved, caches, as `put_back` wants them."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
         self.left = left
+        self.saved: list[tuple[Any, Any]] = []
+        self.caches: list[tuple[Any, int]] = []
+        self.seen: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals is not globals():  # no tensor is made before an operator is called
+            self.note(frame.f_globals)
+            frame = frame.f_back
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("many parts")
         return function(*args, **(kwargs or {}))
+
+    def note(self, variables: dict[str, Any]) -> None:
+        if id(variables) not in self.seen and not is_elsewhere(str(variables.get("__name__"))):
+            self.caches += caches_in(variables.values())
+            for value in variables.values():
+                remember(value, self.saved, self.seen, depth=2) if type(value) in CONTAINERS else None
+            self.seen.add(id(variables))
+            self.saved.append((variables, dict(variables)))
 
 
 def _inline(graph: Graph, node: Node, parts: Graph) -> None:

@@ -4,7 +4,7 @@ import functools
 import gc
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -68,7 +68,7 @@ def restored(model: torch.nn.Module) -> Iterator[None]:
     """
     saved: list[tuple[Any, Any]] = []
     code = code_of(model)
-    caches = [(value, value.cache_info().misses) for value in code if isinstance(value, LRU_CACHE)]
+    caches = caches_in(code)
     seen: set[int] = set()
     for module in model.modules():
         remember(module.__dict__, saved, seen, DEPTH)
@@ -78,20 +78,30 @@ def restored(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for cache, misses in caches:
-            if cache.cache_info().misses != misses:
-                cache.cache_clear()
-        for container, before in saved:
-            if isinstance(container, list):
-                if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
-                    container[:] = before
-            elif isinstance(container, set):
-                if container != before:
-                    container.clear()
-                    container.update(before)
-            elif container.keys() != before.keys() or any(container[key] is not before[key] for key in before):
+        put_back(saved, caches)
+
+
+def put_back(saved: Sequence[tuple[Any, Any]], caches: Sequence[tuple[Any, int]]) -> None:
+    """Let containers hold what they held (`remember`), and `lru_cache`s that remembered something since (they had so many misses) forget everything."""
+    for cache, misses in caches:
+        if cache.cache_info().misses != misses:
+            cache.cache_clear()
+    for container, before in saved:
+        if isinstance(container, list):
+            if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+                container[:] = before
+        elif isinstance(container, set):
+            if container != before:
                 container.clear()
                 container.update(before)
+        elif container.keys() != before.keys() or any(container[key] is not before[key] for key in before):
+            container.clear()
+            container.update(before)
+
+
+def caches_in(values: Iterable[Any]) -> list[tuple[Any, int]]:
+    """(`lru_cache`, its misses so far)"""
+    return [(value, value.cache_info().misses) for value in values if isinstance(value, LRU_CACHE)]
 
 
 def code_of(model: torch.nn.Module) -> list[Any]:

@@ -1,10 +1,13 @@
 """Operators that PyTorch writes in terms of others keep the sequence divided; what has many parts stays whole and is named."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seqpar.compat import FakeTensor
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.composites import composites_apart
 from seqpar.passes.pipeline import partition
@@ -66,3 +69,65 @@ def test_what_has_many_parts_stays_whole():
     assert composites_apart(traced.gm) is traced.gm
     plan = partition(traced, ulysses=2, machine=FREE_CALLS).plan
     assert [op.op for op in plan.replicated_ops if "no rule" in op.reason] == ["aten.lstm.input"]
+
+
+# ---- operators of other libraries, written in Python
+
+TABLES: dict = {}
+
+
+@functools.lru_cache
+def table(width):
+    return torch.arange(width, dtype=torch.float32)
+
+
+@torch.library.custom_op("seqpar_tests::weighted", mutates_args=())
+def weighted(x: torch.Tensor, shift: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """It keeps tables, and returns two tensors."""
+    TABLES.setdefault("bias", torch.ones(WIDTH) / 2)
+    y = x * table(WIDTH) + TABLES["bias"]
+    return [y if shift is None else y + shift, y.mean(1, keepdim=True)]
+
+
+@weighted.register_fake
+def _(x, shift=None):
+    return [torch.empty_like(x), x.new_empty(x.shape[0], 1, x.shape[2])]
+
+
+def step_of(x):
+    y, mean = weighted(x, x.flip(1))
+    return y - mean
+
+
+def test_operators_in_python_are_taken_apart():
+    torch.manual_seed(0)
+    model, x = Model(step_of).eval(), torch.randn(2, 101, WIDTH)
+    traced = trace(model, (x,), {}, dynamic=False)
+    TABLES.clear()
+    table.cache_clear()
+    report = verify_traced(traced, ulysses=2, ring=1, machine=FREE_CALLS)
+    assert report.ok and not [op for op in report.plan.replicated_ops if "no rule" in op.reason]
+    assert not isinstance(TABLES["bias"], FakeTensor)
+    assert not isinstance(table(WIDTH), FakeTensor) and torch.equal(weighted(x)[0], x * torch.arange(WIDTH) + 0.5)
+
+
+def data_of(x):
+    """What code that is no Python asks for."""
+    x.data_ptr()
+    return x.clone()
+
+
+def one_more(x):
+    return torch.cat([x, x[:, :1]], 1)
+
+
+@pytest.mark.parametrize("kernel", [data_of, one_more, lambda x: x * x.max().item() if x.max() > 0 else x.clone()], ids=["pointer", "other shape", "value"])
+def test_what_cannot_be_seen_stays_whole(kernel):
+    with torch.library._scoped_library("seqpar_tests", "FRAGMENT") as library:
+        library.define("unseen(Tensor x) -> Tensor")
+        library.impl("unseen", kernel, "CPU")
+        library.impl("unseen", torch.empty_like, "Meta")
+        torch.manual_seed(0)
+        traced = trace(Model(lambda x: torch.ops.seqpar_tests.unseen(x)).eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=False, warm=False)
+        assert composites_apart(traced.gm) is traced.gm
+        assert [op.op for op in partition(traced, ulysses=2, machine=FREE_CALLS).plan.replicated_ops if "no rule" in op.reason] == ["seqpar_tests.unseen.default"]
