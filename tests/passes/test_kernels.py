@@ -105,3 +105,49 @@ def test_every_kernel(target, dropout) -> None:
     graph.output((item,))
     kept = [n.target for n in kernels_to_attention(GraphModule(nn.Module(), graph)).graph.nodes if n.op == "call_function"]
     assert kept == ([target, operator.getitem] if dropout else [aten.scaled_dot_product_attention.default])
+
+
+# ---- flash-attn's own operator, with its arguments; [batch, length, heads, width]
+
+SCHEMA = (
+    "_flash_attn_forward(Tensor q, Tensor k, Tensor v, float dropout_p, float softmax_scale, bool causal, SymInt window_size_left, SymInt window_size_right, float softcap, "
+    "Tensor? alibi_slopes, bool return_softmax) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def flash_on_cpu(q, k, v, dropout_p, softmax_scale, causal, left, right, softcap, slopes, return_softmax):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
+    return out, q.new_zeros(q.shape[:3], dtype=torch.float32), q.new_empty(0), q.new_empty(2, dtype=torch.int64)
+
+
+@pytest.fixture
+def flash_attn():
+    with torch.library._scoped_library("flash_attn", "FRAGMENT") as library:
+        library.define(SCHEMA)
+        library.impl("_flash_attn_forward", flash_on_cpu, "CPU")
+        library.impl("_flash_attn_forward", flash_on_cpu, "Meta")
+        yield lambda *args: torch.ops.flash_attn._flash_attn_forward(*args)
+
+
+def called(flash_attn, groups=HEADS, causal=False, left=-1, softcap=0.0, slopes=None, use=0):
+    def attend(q, k, v):
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k[:, :groups], v[:, :groups]))
+        return flash_attn(q, k, v, 0.0, 0.3, causal, left, -1, softcap, slopes, False)[use].reshape(q.shape[0], q.shape[1], HEADS, -1).transpose(1, 2)
+
+    return attend
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"causal": True}, {"groups": 2}], ids=str)
+def test_flash_attention_by_its_library(flash_attn, kwargs) -> None:
+    traced = traced_model(called(flash_attn, **kwargs))
+    for ulysses, ring in ((2, 1), (1, 2), (2, 2)):
+        report = verify_traced(traced, ulysses=ulysses, ring=ring)
+        assert report.ok, report
+        assert [a.heads for a in report.plan.attention] == [HEADS]
+
+
+@pytest.mark.parametrize("kwargs", [{"left": 4}, {"softcap": 30.0}, {"slopes": torch.ones(HEADS)}, {"use": 1}], ids=["window", "softcap", "slopes", "log-sum-exp"])
+def test_flash_attention_of_another_kind_stays(flash_attn, kwargs) -> None:
+    traced = traced_model(called(flash_attn, **kwargs))
+    assert kernels_to_attention(traced.gm) is traced.gm
