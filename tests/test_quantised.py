@@ -71,6 +71,24 @@ class Nested(Int8):
         return self.data_int8 * self.scale.whole()
 
 
+class Signed(Int8):
+    """One that says something about its numbers."""
+
+    sign = 1
+
+    def __tensor_flatten__(self):
+        return ["data_int8", "scale"], self.sign
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, outer_size, outer_stride):
+        made = Signed(inner["data_int8"], inner["scale"])
+        made.sign = context
+        return made
+
+    def whole(self):
+        return super().whole() * self.sign
+
+
 class Bytes(nn.Parameter):
     """Bytes that know how they are packed, as GGUF's: a tensor with attributes, whose class does not say what it is made of."""
 
@@ -221,6 +239,18 @@ def test_lengths_that_change_and_weights_that_do(kind):
             torch.testing.assert_close(fast(x), quantised(x))
         quantised.blocks[1] = Block().eval()
         torch.testing.assert_close(fast(x), quantised(x))
+
+
+def test_another_weight_of_the_same_class():
+    quantised = model(with_weight(Signed))
+    fast = seqpar.sp_compile(quantised, INPUTS, dynamic=False)
+    first, weight = fast.graph_module, Signed.of(torch.randn(WIDTH, WIDTH) / 9)
+    with torch.no_grad():
+        for sign in (1, -1):
+            weight.sign = sign
+            quantised.blocks[0].out.weight = nn.Parameter(weight.detach() if sign == 1 else Signed.__tensor_unflatten__(vars(weight), sign, None, None), requires_grad=False)
+            torch.testing.assert_close(fast(**INPUTS), quantised(**INPUTS))
+            assert (fast.graph_module is first) == (sign == 1)  # numbers are read anew, what is said of them is part of a program
 
 
 def test_quantised_after_compiling_and_back():
