@@ -244,11 +244,12 @@ def test_lengths_that_change_and_weights_that_do(kind):
 def test_another_weight_of_the_same_class():
     quantised = model(with_weight(Signed))
     fast = seqpar.sp_compile(quantised, INPUTS, dynamic=False)
-    first, weight = fast.graph_module, Signed.of(torch.randn(WIDTH, WIDTH) / 9)
+    first = fast.graph_module
     with torch.no_grad():
         for sign in (1, -1):
+            weight = nn.Parameter(Signed.of(torch.randn(WIDTH, WIDTH) / 9), requires_grad=False)
             weight.sign = sign
-            quantised.blocks[0].out.weight = nn.Parameter(weight.detach() if sign == 1 else Signed.__tensor_unflatten__(vars(weight), sign, None, None), requires_grad=False)
+            quantised.blocks[0].out.weight = weight
             torch.testing.assert_close(fast(**INPUTS), quantised(**INPUTS))
             assert (fast.graph_module is first) == (sign == 1)  # numbers are read anew, what is said of them is part of a program
 
