@@ -257,7 +257,7 @@ FORM_MUTANTS = (
     Mutant("compiling sets the mode of all layers", "passes/trace.py", "flat.training = model.training", "flat.train(model.training)", ("tests/test_model_watch.py",)),
     Mutant("a model that keeps state is compiled", "passes/trace.py", "    if traced.assigns and warm and warm_failure is None:\n        check_no_state(model, call)\n", "", ("tests/passes/test_kept_state.py",)),
     Mutant("a symbolic number of heads is the example's", "passes/pipeline.py", "        relations += head_conditions(self.inference, self.solution)\n", "", ("tests/test_symbolic.py::test_a_number_of_heads_that_is_symbolic_is_a_condition",)),
-    Mutant("a scale per block of rows is taken for one per row", "partitioner/rules/quantised.py", "op.shapes[scale] == (op.out_shape[0], 1)", "op.rank(scale) == 2", ("tests/partitioner/test_quantised.py",)),
+    Mutant("rows with a scale for each block of them are divided", "partitioner/rules/quantised.py", "    if by_row or all(", "    if True or all(", ("tests/partitioner/test_quantised.py",)),
     Mutant("a weight may stay cast", "passes/weight_casts.py", "if (now.dtype, now.device) != (weight.dtype, weight.device):", "if False:", ("tests/test_quantised.py::test_a_layer_that_stays_cast_is_refused",)),
     Mutant("attributes of quantised weights are not looked at", "model_watch.py", "            self._contain(vars(names[name]), path)\n", "            pass\n", ("tests/test_quantised.py::test_lengths_that_change_and_weights_that_do",)),
     Mutant("another quantised weight is as good", "model_watch.py", "                or (bool(self._holders) and", "                or (False and", ("tests/test_quantised.py::test_another_weight_of_the_same_class",)),
