@@ -207,8 +207,9 @@ class _Order:
 
     def emit_weights(self, node: Node) -> None:
         """What a node needs that is made of weights alone, just before it."""
-        if not self.program.of_weights.isdisjoint(node.all_input_nodes):
-            self.emit([n for n in node.all_input_nodes if n in self.program.of_weights and n not in self.done])
+        for n in node.all_input_nodes:
+            if n in self.program.of_weights and n not in self.done:  # one may need another
+                self.emit((n,))
 
     def start(self, node: Node) -> None:
         self.emit_weights(node)

@@ -363,6 +363,22 @@ def test_a_layer_that_changes_its_weights_is_refused():
         seqpar.plan(Doubling().eval(), INPUTS, ulysses=2)
 
 
+def test_whole_weights_made_of_one_another():
+    """Quantised as they are used: the numbers depend on the scale, and the weight on both."""
+
+    class Rounding(nn.Linear):
+        def forward(self, x):
+            scale = self.weight.abs().amax(-1, keepdim=True) / 127
+            return F.linear(x, (self.weight / scale).round() * scale, self.bias)
+
+    def rounding(layer):
+        layer.__class__ = Rounding
+        return layer
+
+    report = seqpar.verify(model(rounding), INPUTS, ulysses=2, ring=2)
+    assert report.ok, report
+
+
 def test_whole_weights_do_not_hinder_overlap():
     """Whole weights made of quantised ones come one by one, and exchanges are hidden as with weights in float32."""
     plans = []
