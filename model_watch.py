@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from seqpar.compat import is_wrapper
 from seqpar.passes.effects import SIMPLE, same
-from seqpar.passes.labelled import is_labelled
+from seqpar.passes.labelled import PLAIN, is_labelled
 from seqpar.passes.model_code import names_in_code
 from seqpar.passes.state_digest import is_elsewhere, named_by
 from seqpar.passes.warm import CONTAINERS, DEPTH, remember
@@ -72,6 +72,7 @@ class ModelWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.entries: list[Entry] = []
         self.of_classes: list[Entry] = []
         self.contents: list[Content] = []
@@ -156,6 +157,8 @@ class ModelWatch:
         yield from (entry.label for entry in (*self.entries, *self.of_classes) if not equal(entry.before, entry.owner.get(entry.key, MISSING)))
         yield from (content.label for content in self.contents if not equal_contents(content.copy, content.container, content.weights))
         yield from (label for value, label in self.empty if value)
+        there = {(id(names), name) for names, name, _, _ in self.quantised}
+        yield from (kept.path for kept in made_of_parts(self.model) if (id(kept.names), kept.name) not in there)
         yield from (path for names, name, path, form in self.quantised if not same_form(form, form_of(names.get(name))))
         for owner, known, read, path in self.attributes:
             yield from (joined(path, name) for name in sorted((owner.keys() - known) & read) if isinstance(owner[name], LIKE_OTHERS) or callable(owner[name]))
@@ -195,7 +198,7 @@ def joined(path: str, name: str) -> str:
 
 def equal(old: Any, new: Any) -> bool:
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and old is not new:
-        return alike(old, new) and not old.is_meta and torch.equal(old, new)
+        return alike(old, new) and type(old) in PLAIN and not old.is_meta and torch.equal(old, new)
     return same(old, new)
 
 

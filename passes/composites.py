@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -26,12 +27,15 @@ from seqpar.compat import OpOverload, contentless, python_kernel, pytree
 from seqpar.partitioner.op import as_length
 from seqpar.partitioner.registry import registry
 from seqpar.passes.build import ORIGIN
+from seqpar.passes.kernels import MASKS
 from seqpar.passes.share import copied, with_graph
 from seqpar.passes.state_digest import is_elsewhere
 from seqpar.passes.warm import CONTAINERS, caches_in, put_back, remember
 
 OWN = ("aten", "prims", "seqpar")
 MANY = 32  # parts: a recurrent network is written out step by step
+MANY_IN_PYTHON = 1_000
+DEPTH = 4
 SIZES = (operator.getitem, torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
@@ -40,16 +44,20 @@ def composites_apart(gm: GraphModule) -> GraphModule:
     if not any(_is_composite(node) for node in gm.graph.nodes):
         return gm
     graph, changed = copied(gm.graph), False
-    for node in list(graph.nodes):
-        parts = _parts(node) if _is_composite(node) else None
-        if parts is not None:
-            _inline(graph, node, parts)
-            changed = True
+    todo = list(graph.nodes)
+    for _ in range(DEPTH):  # one may call another
+        inner: list[Node] = []
+        for node in todo:
+            parts = _parts(node) if _is_composite(node) else None
+            if parts is not None:
+                inner += _inline(graph, node, parts)
+                changed = True
+        todo = inner
     return with_graph(gm, graph) if changed else gm
 
 
 def _is_composite(node: Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, OpOverload) or registry.find(node.target) is not None:
+    if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in SIZES or registry.find(node.target) is not None:
         return False
     return node.target._can_decompose() or _kernel(node) is not None
 
@@ -57,14 +65,31 @@ def _is_composite(node: Node) -> bool:
 def _kernel(node: Node) -> torch._C.DispatchKey | None:
     """The key of the kernel that runs an operator of another library on the device of its arguments, if that kernel is a Python function."""
     devices = [leaf.meta["val"].device.type for leaf in node.all_input_nodes if isinstance(leaf.meta.get("val"), torch.Tensor)]
-    return python_kernel(node.target, devices[0]) if devices and node.target.namespace not in OWN else None  # type: ignore[arg-type, union-attr]
+    seen = devices and node.target.namespace not in OWN and len(node.meta.get("autocast", ())) < 2  # type: ignore[union-attr]
+    return python_kernel(node.target, devices[0]) if seen else None  # type: ignore[arg-type]
 
 
 def _parts(node: Node) -> Graph | None:
     """What the operator does, as a graph of the nodes among its arguments; None if there are many parts, or one without a rule."""
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    nodes = [leaf for leaf in leaves if isinstance(leaf, Node)]
     kernel = None if node.target._can_decompose() else _kernel(node)  # type: ignore[union-attr]
+    try:
+        graph = _opened(node, kernel)
+        if kernel is not None and _text(graph) != _text(_opened(node, kernel)):  # it remembers something from call to call
+            return None
+    except Exception:  # it has many parts, or needs values: it stays whole
+        return None
+    made, expected = ([_form(v) for v in pytree.tree_leaves(value)] for value in (pytree.tree_map(_value, graph.output_node().args[0]), node.meta["val"]))
+    if made != expected:  # a kernel that does not do what its fake says
+        return None
+    calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
+    return graph if all(part.op == "call_function" and (part.target in SIZES or part.target in MASKS or _is_composite(part) or registry.find(part.target) is not None) for part in calls) else None
+
+
+def _opened(node: Node, kernel: torch._C.DispatchKey | None) -> Graph:
+    """What runs in an operator, or in its kernel. Raises whatever that raises."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    values = [leaf.meta["val"] for leaf in leaves if isinstance(leaf, Node)]  # tensors, and sizes
+    inside = _Inside(MANY if kernel is None else MANY_IN_PYTHON)
 
     def call(*values: Any) -> Any:
         given = iter(values)
@@ -72,19 +97,17 @@ def _parts(node: Node) -> Graph | None:
         with inside:
             return node.target(*args, **kwargs) if kernel is None else node.target.redispatch(torch._C.DispatchKeySet(kernel), *args, **kwargs)  # type: ignore[operator, union-attr]
 
-    inside = _Inside(MANY)
     try:
-        with torch.no_grad(), contentless([leaf.meta["val"] for leaf in nodes]):
-            graph = make_fx(call)(*(leaf.meta["val"] for leaf in nodes)).graph
-    except Exception:  # it has many parts, or needs values: it stays whole
-        return None
+        cast = next(iter(node.meta.get("autocast", ())), None)  # the kernel ran so in the model
+        region = nullcontext() if cast is None else torch.autocast(next(value.device.type for value in values if isinstance(value, torch.Tensor)), cast, cache_enabled=False)
+        with torch.no_grad(), contentless(values), region:
+            return make_fx(call)(*values).graph
     finally:
         put_back(inside.saved, inside.caches)
-    made, expected = ([_form(v) for v in pytree.tree_leaves(value)] for value in (pytree.tree_map(_value, graph.output_node().args[0]), node.meta["val"]))
-    if made != expected:  # a kernel that does not do what its fake says
-        return None
-    calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
-    return graph if all(part.op == "call_function" and (part.target in SIZES or registry.find(part.target) is not None) for part in calls) else None
+
+
+def _text(graph: Graph) -> list[str]:
+    return [f"{part.name} {part.target} {part.args} {part.kwargs}" for part in graph.nodes]
 
 
 def _value(node: Any) -> Any:
@@ -124,8 +147,8 @@ class _Inside(TorchDispatchMode):
             self.saved.append((variables, dict(variables)))
 
 
-def _inline(graph: Graph, node: Node, parts: Graph) -> None:
-    """Put the parts in place of the node."""
+def _inline(graph: Graph, node: Node, parts: Graph) -> list[Node]:
+    """Put the parts in place of the node; returns them."""
     nodes: Sequence[Node] = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
     copies: dict[Node, Node] = dict(zip(parts.find_nodes(op="placeholder"), nodes, strict=True))
     with graph.inserting_before(node):
@@ -140,3 +163,4 @@ def _inline(graph: Graph, node: Node, parts: Graph) -> None:
             user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
             graph.erase_node(user)
     graph.erase_node(node)
+    return [copies[part] for part in parts.nodes if part.op == "call_function"]

@@ -97,10 +97,10 @@ class CountInterpreter(fx.Interpreter):
         return result
 
     def call_operator(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operator, even if it reads values and so cannot run without (`istft`): without a rule it works on whole operands."""
+        """An operator, even if it reads values and so cannot run without (`istft`), or makes tensors on a device of its own: without a rule it works on whole operands."""
         try:
             return self.results(target, args, kwargs)
-        except NotImplementedError:
+        except (NotImplementedError, RuntimeError):
             if registry.find(target) is not None:
                 raise
             return whole_result(self.current)

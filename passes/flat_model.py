@@ -14,7 +14,7 @@ from seqpar.passes.replay import Replayer
 from seqpar.passes.stamp import Stamper
 from seqpar.passes.state import StateWrite, state_after, state_writes
 from seqpar.passes.warm import restored
-from seqpar.passes.weight_casts import casts_of_weights
+from seqpar.passes.weight_casts import Casts
 from seqpar.passes.weight_parts import Parts
 
 
@@ -57,10 +57,11 @@ class FlatModel(torch.nn.Module):
         before = state_after(arguments)
         args, kwargs = self.call.bind(arguments)
         stamps = nullcontext() if self.stamper is None else self.stamper.active()
-        with self.parts.together(), self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
+        casts = Casts(self.model)
+        with self.parts.together(), casts.active(), self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
             watch = StateWatch(self.model)
-            with casts_of_weights(self.model):
-                returned = self.model(*args, **kwargs)
+            returned = self.model(*args, **kwargs)
+            casts.settle()
             self.result.assigns = watch.changed() is not None
         self.result.states, assigned = state_writes(before, state_after(arguments), leaves)
         outputs, self.result.spec = pytree.tree_flatten(returned)

@@ -34,7 +34,7 @@ MASKS: dict[Any, str | None] = {
 
 
 # Of other libraries, [batch, length, heads, width]. By name, since nobody may have them; what an argument must be is what leaves the kernel plain attention.
-ELSEWHERE = ("flash_attn::_flash_attn_forward", "_diffusers_flash_attn_3::_flash_attn_forward", "flash_attn_3::_flash_attn_forward")
+ELSEWHERE = ("flash_attn::_flash_attn_forward", "flash_attn_3::_flash_attn_forward")
 PLAIN = {"dropout_p": (0.0,), "window_size_left": (-1, None), "window_size_right": (-1, None), "softcap": (0.0,), "attention_chunk": (0,)}
 FREE = ("q", "k", "v", "softmax_scale", "causal", "return_softmax", "num_splits", "pack_gqa", "deterministic", "sm_margin", *PLAIN)  # the others must be None
 

@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from seqpar.compat import pytree
+from seqpar.errors import TraceError
+from seqpar.passes.effects import same
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter, nn.UninitializedBuffer)
+
+MISSING = object()
+CONVERSIONS = ("_make_subclass", "as_subclass")
 
 
 def is_labelled(weight: Any) -> bool:
@@ -63,10 +68,23 @@ def likeness(kind: type, content: Tensor, attributes: Mapping[str, Any]) -> Any:
     return made
 
 
+def check_attributes(weight: Tensor, traced: Any, path: str) -> None:
+    """Refuse a weight whose attributes a call changes.
+
+    Raises:
+        TraceError: names the attribute.
+    """
+    now = {name: value for name, value in vars(traced).items() if name != "content"}
+    for name in now.keys() | vars(weight).keys():
+        if name not in now or not same(vars(weight).get(name, MISSING), now[name]):
+            raise TraceError(f"a call of the model changes the attribute {name} of its weight {path}: a program would leave that out. Keep it elsewhere, or pass it as an argument")
+
+
 @contextmanager
 def conversions_traced() -> Iterator[None]:
     """Let code turn likenesses into plain tensors and back, as it does with the weights; torch's own functions give a tensor another class, which no traced one can have."""
     make, turn = Tensor._make_subclass, Tensor.as_subclass
+    before = {name: vars(Tensor)[name] for name in CONVERSIONS if name in vars(Tensor)}
 
     def converted(kind: type, data: Any, usual: Any) -> Any:
         if not isinstance(data, Likeness) and not issubclass(kind, Likeness):
@@ -79,4 +97,5 @@ def conversions_traced() -> Iterator[None]:
     try:
         yield
     finally:
-        del Tensor._make_subclass, Tensor.as_subclass
+        for name in CONVERSIONS:
+            setattr(Tensor, name, before[name]) if name in before else delattr(Tensor, name)

@@ -56,7 +56,7 @@ from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype
 
 # What brings attention in other forms to attention nodes, and what hides dims to operators that show them.
-NORMALISE = (kernels_to_attention, composites_apart, strides_in_rows, paddings_as_numbers, pads_in_convolutions, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, recognise_attention, operands_apart, simplify_masks, losses_by_token)
+NORMALISE = (kernels_to_attention, composites_apart, kernels_to_attention, strides_in_rows, paddings_as_numbers, pads_in_convolutions, rearranged, lookups_for_shifts, flex_to_attention, flex_by_rows, recognise_attention, operands_apart, simplify_masks, losses_by_token)
 TIDY = (drop_copies,)
 CLEARLY = 0.99  # parts of whole rows are less even than parts cut anywhere
 

@@ -7,6 +7,7 @@ After:  the eager run of the example said True: the tracer goes on with True, an
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from seqpar.passes.reads import HANDLERS, Positions, data
 from seqpar.passes.trace_error import calling_line, calling_modules
 from seqpar.passes.warm import restored, warm_up
 
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
@@ -43,6 +45,11 @@ class Record:
 
     def __post_init__(self) -> None:
         assert self.reduce in ("", "all", "any") and self.value.device.type == "cpu"
+
+
+def operator_name(operator: Any) -> str:
+    """`"aten::add"`, whatever the overload."""
+    return str(getattr(operator, "_qualified_op_name", None) or operator._name).partition(".")[0]
 
 
 class FunctionReader(TorchFunctionMode):
@@ -111,6 +118,7 @@ class Replayer(FunctionReader):
         self.used: list[Record] = []  # those in `asked`
         self.position = 0
         self.idle = not self.records
+        self.autocast: dict[str, set[torch.dtype | None]] = defaultdict(set)  # in which dtypes operators of other libraries were called; what is in them may be cast
 
     def __enter__(self) -> Replayer:
         self.asked, self.used, self.position = [], [], 0  # torch.export runs a model more than once
@@ -119,6 +127,9 @@ class Replayer(FunctionReader):
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch._C._set_grad_enabled:  # no value depends on it, and torch.export makes subgraphs of it, or fails where it lasts to the end of `forward`
             return None
+        if isinstance(func, OPERATORS):
+            device = next((x.device.type for x in args if isinstance(x, Tensor)), "meta")
+            self.autocast[operator_name(func)].add(torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None)
         if func == SET_DATA:
             raise TraceError(
                 f"the model exchanges the content of a tensor of shape {tuple(args[0].shape)} by `.data = …` at {calling_line()} while it runs, which a program would leave out. Weights that are "

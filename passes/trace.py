@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
-from seqpar.compat import ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
+from seqpar.compat import OpOverload, ShapeEnv, check_torch_version, pytree, quiet, symbolic_shape, tolist_seen_by_modes, unbacked_symbols
 from seqpar.errors import SeqparError, TraceError
 from seqpar.passes.arguments import Call, canonical_call
 from seqpar.passes.asked import as_it_runs
@@ -35,7 +35,7 @@ from seqpar.passes.padded_encoder import padding_zeroed
 from seqpar.passes.progress import collector_paused, staged
 from seqpar.passes.read_guard import ActivationRead, ReadGuard, Unguarded, build_guard
 from seqpar.passes.region import base_name
-from seqpar.passes.replay import Record, Replayer, record_reads
+from seqpar.passes.replay import Record, Replayer, operator_name, record_reads
 from seqpar.passes.share import share_graph
 from seqpar.passes.state import Mutation, StateWrite
 from seqpar.passes.trace_error import ContentNeeded, trace_error
@@ -281,6 +281,8 @@ def build(model: torch.nn.Module, call: Call, positions: Sequence[int], flat: Fl
         elif node.op == "call_function" and not is_check(node):
             env[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, new), fx.map_arg(node.kwargs, new), name=base_name(node))  # numbered anew: which numbers the tracer leaves out tells nothing
             env[node].meta = clean_meta(node.meta)
+            if isinstance(node.target, OpOverload) and (casts := flat.replayer.autocast.get(operator_name(node.target), {None})) != {None}:
+                env[node].meta["autocast"] = tuple(casts)
     mutations, asked = emit_output(graph, old_nodes[-1], new, result, exported, user_inputs)
     records = flat.replayer.used
     guard = build_guard(model, asked, records, constants, [call.leaves[i].detach().contiguous() for i in positions]) if records else None
@@ -312,6 +314,8 @@ def emit_output(graph: fx.Graph, old: fx.Node, new: Any, result: Result, exporte
     for value, spec in zip(old.args[0], specs, strict=True):  # type: ignore[arg-type]
         if spec.kind is OutputKind.USER_OUTPUT:
             continue
+        if spec.kind is OutputKind.BUFFER_MUTATION and spec.target.startswith("parts."):
+            raise TraceError("the model writes to a quantised weight or buffer in its forward; only plain buffers and inputs can be written")
         if spec.kind is OutputKind.BUFFER_MUTATION:
             mutations.append(Mutation(len(outputs), buffer=spec.target.removeprefix("model.")))
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:

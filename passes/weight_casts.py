@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,37 +18,58 @@ from seqpar.errors import TraceError
 from seqpar.passes.trace_error import calling_line
 
 
-@contextmanager
-def casts_of_weights(model: nn.Module) -> Iterator[None]:
-    """In a traced run of the model, let `Module.to` put another tensor in the place of a weight. torch's own gives the weight another content, which no tracer sees.
+class Casts:
+    """In a traced run of a model, `Module.to` of its layers puts another tensor in the place of a weight. torch's own gives the weight another content, which no tracer sees."""
 
-    Raises:
-        TraceError: a weight is changed otherwise, or is not cast back.
-    """
-    before = [(path, names, dict(names)) for path, module in model.named_modules() for names in (module._parameters, module._buffers)]
-    usual, changed = nn.Module._apply, False
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.before: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}  # of the tensor that is there now
+        self.made: list[Tensor] = []  # kept, so that no other gets their identity
 
-    def apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        nonlocal changed
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Around a run, and around what compares Python state before and after parts of it."""
+        self.before = [(path, names, dict(names)) for path, module in self.modules.items() for names in (module._parameters, module._buffers)]
+        for _, names, old in self.before:
+            for name, weight in old.items():
+                self.places.setdefault(id(weight), []).append((names, name))
+        for module in self.modules.values():
+            module.__dict__["_apply"] = partial(self.apply, module)
+        try:
+            yield
+        finally:
+            for module in self.modules.values():
+                del module.__dict__["_apply"]
+
+    def apply(self, module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """`Module._apply`; a weight with several places is changed in all of them."""
         for child in module.children() if recurse else ():
             child._apply(function)
         held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for names in held:
-            for name, weight in names.items():
-                if weight is not None:
-                    names[name] = cast(function, weight, f"{type(module).__name__}.{name}")
-                    changed |= names[name] is not weight
+        for name, weight in [item for names in held for item in names.items()]:
+            if weight is None:
+                continue
+            made = cast(function, weight, f"{type(module).__name__}.{name}")
+            if made is not weight:
+                made._is_param = getattr(weight, "_is_param", False)
+                self.made.append(made)
+                self.places[id(made)] = self.places.pop(id(weight), [])
+                for names, place in self.places[id(made)]:
+                    names[place] = made
         return module
 
-    nn.Module._apply = apply  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module._apply = usual  # type: ignore[method-assign]
-    for path, names, old in before if changed else ():
-        for name, weight in old.items():
-            now = names.get(name)
-            if now is not weight and isinstance(now, Tensor) and isinstance(weight, Tensor):
+    def settle(self) -> None:
+        """The model has run.
+
+        Raises:
+            TraceError: a weight is not cast back.
+        """
+        for path, names, old in self.before if self.made else ():
+            for name, weight in old.items():
+                now = names.get(name)
+                if now is weight or not isinstance(now, Tensor) or not isinstance(weight, Tensor):
+                    continue
                 if (now.dtype, now.device) != (weight.dtype, weight.device):
                     raise TraceError(f"a call of the model leaves {path}.{name} as {now.dtype} on {now.device}; it found it as {weight.dtype} on {weight.device}. Cast it back, or before compiling")
                 names[name] = weight

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqpar.compat import is_wrapper
-from seqpar.passes.labelled import Content, conversions_traced, is_labelled, likeness, plain
+from seqpar.passes.labelled import Content, check_attributes, conversions_traced, is_labelled, likeness, plain
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Parts(nn.Module):
         self.weights = made_of_parts(model)
         self.paths: dict[str, str] = {}
         self.contents: dict[str, Content] = {}
-        for kept in self.weights:
+        self.distinct = list({id(kept.weight): kept for kept in self.weights}.values())  # a weight may have several places
+        for kept in self.distinct:
             path = kept.path
             if is_labelled(kept.weight):
                 path = f"_weight_{len(self.contents)}"
@@ -99,9 +100,13 @@ class Parts(nn.Module):
         parts = iter(list(self._buffers.values()))
         with conversions_traced() if self.contents else nullcontext():
             try:
+                traced = {id(kept.weight): rebuilt(kept.weight, parts) for kept in self.distinct}  # type: ignore[arg-type]
                 for kept in self.weights:
-                    kept.names[kept.name] = rebuilt(kept.weight, parts)  # type: ignore[arg-type]
+                    kept.names[kept.name] = traced[id(kept.weight)]
                 yield
+                for kept in self.distinct:
+                    if is_labelled(kept.weight):
+                        check_attributes(kept.weight, traced[id(kept.weight)], kept.path)
             finally:
                 for kept in self.weights:
                     kept.names[kept.name] = None

@@ -254,6 +254,30 @@ def test_another_weight_of_the_same_class():
             assert (fast.graph_module is first) == (sign == 1)  # numbers are read anew, what is said of them is part of a program
 
 
+@pytest.mark.parametrize("kind", ["wrapper", "attributes"])
+def test_one_weight_in_two_places(kind):
+    class Tied(Block):
+        def forward(self, x):
+            return super().forward(x) * (2 if self.out.weight is self.again.weight else 1)
+
+    quantised = model(QUANTISED[kind])
+    block = quantised.blocks[0]
+    block.__class__, block.again = Tied, nn.Module()
+    block.again.weight = block.out.weight
+    assert seqpar.verify(quantised, INPUTS, ulysses=2).ok
+
+
+@pytest.mark.parametrize("change", [lambda weight: setattr(weight, "count", getattr(weight, "count", 0) + 1), lambda weight: weight.as_tensor().add_(0)], ids=["attribute", "content"])
+def test_weights_that_a_call_changes_are_refused(change):
+    class Counting(Unpacking):
+        def forward(self, x):
+            change(self.weight)
+            return super().forward(x)
+
+    with pytest.raises(TraceError, match="changes the attribute count of its weight blocks.0|writes to a quantised weight"):
+        seqpar.plan(model(Counting.of), INPUTS, ulysses=2)
+
+
 def test_quantised_after_compiling_and_back():
     plain = model(lambda layer: layer)
     fast = seqpar.sp_compile(plain, INPUTS)
@@ -341,6 +365,22 @@ def test_layerwise_casting(name):
     assert report.ok and report.plan.sharded_flop_fraction == seqpar.plan(plain, inputs, ulysses=2, ring=2).sharded_flop_fraction
     assert sum(p.dtype == torch.float8_e4m3fn for p in cast.parameters()) > 20  # as they were
     assert report.plan.inspector.memory.parameters < 0.6 * seqpar.plan(plain, inputs, ulysses=2, ring=2).inspector.memory.parameters
+
+
+def test_a_cast_is_seen_wherever_the_weight_is():
+    class Casting(Block):
+        def forward(self, x):
+            self.out.to(torch.float64)
+            assert self.again.weight.dtype == torch.float64 and isinstance(self.out.weight, nn.Parameter)
+            y = F.linear(x.double(), self.again.weight).float()
+            self.out.to(torch.float32)
+            return super().forward(x) + y
+
+    block = Casting().eval()
+    block.again = nn.Linear(WIDTH, WIDTH)
+    block.again.weight = block.out.weight
+    assert seqpar.verify(block, INPUTS, ulysses=2).ok
+    assert "_apply" not in vars(block.out) and block.again.weight is block.out.weight and block.out.weight.dtype == torch.float32
 
 
 def test_a_layer_that_stays_cast_is_refused():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import seqpar
 from seqpar.compat import FakeTensor
 from seqpar.partitioner.cost import Machine
 from seqpar.passes.composites import composites_apart
@@ -131,3 +132,61 @@ def test_what_cannot_be_seen_stays_whole(kernel):
         traced = trace(Model(lambda x: torch.ops.seqpar_tests.unseen(x)).eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=False, warm=False)
         assert composites_apart(traced.gm) is traced.gm
         assert [op.op for op in partition(traced, ulysses=2, machine=FREE_CALLS).plan.replicated_ops if "no rule" in op.reason] == ["seqpar_tests.unseen.default"]
+
+
+@torch.library.custom_op("seqpar_tests::attended", mutates_args=())
+def attended(x: torch.Tensor) -> torch.Tensor:
+    q = x.unflatten(-1, (4, -1)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2)
+
+
+@torch.library.custom_op("seqpar_tests::scores", mutates_args=())
+def scores(x: torch.Tensor) -> torch.Tensor:
+    q = x.unflatten(-1, (4, -1)).transpose(1, 2)
+    return ((q @ q.transpose(-1, -2) / 3).softmax(-1) @ q).transpose(1, 2).flatten(2)
+
+
+@torch.library.custom_op("seqpar_tests::outer", mutates_args=())
+def outer(x: torch.Tensor) -> torch.Tensor:
+    return attended(x) * 2
+
+
+@torch.library.custom_op("seqpar_tests::projected", mutates_args=())
+def projected(x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, torch.eye(WIDTH) / 3).to(x.dtype)
+
+
+for operator in (attended, scores, outer, projected):
+    operator.register_fake(torch.empty_like)
+
+
+def in_autocast(x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return projected(x)
+
+
+@pytest.mark.parametrize(("step", "attentions"), [(attended, 2), (scores, 1), (outer, 2), (in_autocast, 1)])
+def test_kernels_of_many_kinds(step, attentions):
+    torch.manual_seed(0)
+    report = seqpar.verify(Model(step).eval(), (torch.randn(2, 101, WIDTH),), ulysses=2)
+    assert report.ok and len(report.plan.attention) == attentions, report
+    assert report.plan.sharded_flop_fraction > 0.98 and not [op for op in report.plan.replicated_ops if "no rule" in op.reason]
+
+
+class Calls:
+    count = 0
+
+
+@torch.library.custom_op("seqpar_tests::counting", mutates_args=())
+def counting(x: torch.Tensor) -> torch.Tensor:
+    Calls.count += 1
+    return x * Calls.count
+
+
+counting.register_fake(torch.empty_like)
+
+
+def test_a_kernel_that_counts_stays_whole():
+    torch.manual_seed(0)
+    traced = trace(Model(counting).eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=False)
+    assert composites_apart(traced.gm) is traced.gm
