@@ -40,7 +40,7 @@ class Casts:
             yield
         finally:
             for module in self.modules.values():
-                del module.__dict__["_apply"]
+                module.__dict__.pop("_apply", None)  # some share a dictionary
 
     def apply(self, module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`Module._apply`; a weight with several places is changed in all of them."""
