@@ -7,7 +7,7 @@ import seqpar
 from seqpar.models import registry
 from seqpar.models.randomise import randomise
 
-SAME = ("wan-ti2v", "longcat-image", "hunyuan-video", "sd3", "z-image")  # the class of wan; blocks like those of flux, qwen-image and bagel
+SAME = ("wan-ti2v", "longcat-image", "hunyuan-video", "sd3", "z-image", "ltx-video")  # the class of wan; blocks like those of flux, qwen-image, wan and bagel
 REAL = [name for name in registry.names() if not name.startswith("pattern-") and name not in SAME]
 
 

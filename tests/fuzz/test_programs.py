@@ -25,7 +25,7 @@ import programs  # noqa: E402
 
 GROUP_BY = ("share",)
 SHARES = 10
-EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("SEQPAR_FUZZ", "80"))
 SEED = int(os.environ.get("SEQPAR_FUZZ_SEED", "0"))
 MESHES = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (4, 1), (1, 4), (3, 2))
 # Where moving is free, causal rings are balanced and heads shared; at the real rates of a slow link, keys or their input are gathered.
