@@ -19,7 +19,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
@@ -133,8 +133,6 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
 def is_wrapper(tensor: Any) -> bool:
     """True for a tensor whose class says of which tensors it is made, and how operators compute with those."""
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
     return is_traceable_wrapper_subclass(tensor)
 
 

@@ -41,11 +41,11 @@ FREE = ("q", "k", "v", "softmax_scale", "causal", "return_softmax", "num_splits"
 
 def kernels_to_attention(gm: GraphModule) -> GraphModule:
     """A copy of `gm` with `scaled_dot_product_attention` in place of kernels called directly; `gm` itself if there is none."""
-    if not any(node.target in MASKS or is_elsewhere(node) for node in gm.graph.nodes):
+    if not any(node.target in MASKS or of_other_library(node) for node in gm.graph.nodes):
         return gm
     graph = copied(gm.graph)
     changed = [rewrite(graph, node) for node in list(graph.nodes) if node.target in MASKS]
-    changed += [rewrite_flash(graph, node) for node in list(graph.nodes) if is_elsewhere(node)]
+    changed += [rewrite_flash(graph, node) for node in list(graph.nodes) if of_other_library(node)]
     if not any(changed):
         return gm
     graph.eliminate_dead_code()
@@ -53,7 +53,7 @@ def kernels_to_attention(gm: GraphModule) -> GraphModule:
     return with_graph(gm, graph)
 
 
-def is_elsewhere(node: Node) -> bool:
+def of_other_library(node: Node) -> bool:
     return getattr(node.target, "_name", "") in ELSEWHERE
 
 

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from seqpar.errors import TraceError
 from seqpar.passes.arguments import Call
 from seqpar.passes.reads import HANDLERS, Positions, data
+from seqpar.passes.state_digest import OPERATORS
 from seqpar.passes.trace_error import calling_line, calling_modules
 from seqpar.passes.warm import restored, warm_up
 
-OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
