@@ -41,14 +41,15 @@ SIZES = (operator.getitem, torch.ops.aten.sym_size.int, operator.add, operator.s
 
 def composites_apart(gm: GraphModule) -> GraphModule:
     """A copy of `gm` in which such operators are replaced by their parts; `gm` itself if it has none."""
-    if not any(_is_composite(node) for node in gm.graph.nodes):
+    known = _Composites()
+    if not any(known.has(node) for node in gm.graph.nodes):
         return gm
     graph, changed = copied(gm.graph), False
     todo = list(graph.nodes)
     for _ in range(DEPTH):  # one may call another
         inner: list[Node] = []
         for node in todo:
-            parts = _parts(node) if _is_composite(node) else None
+            parts = known.parts(node) if known.has(node) else None
             if parts is not None:
                 inner += _inline(graph, node, parts)
                 changed = True
@@ -56,33 +57,65 @@ def composites_apart(gm: GraphModule) -> GraphModule:
     return with_graph(gm, graph) if changed else gm
 
 
-def _is_composite(node: Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in SIZES or registry.find(node.target) is not None:
-        return False
-    return node.target._can_decompose() or _kernel(node) is not None
+class _Composites:
+    """What operators are made of. Equal calls of one, as equal layers make them, are opened once."""
 
+    def __init__(self) -> None:
+        self.kernels: dict[tuple[OpOverload, str], torch._C.DispatchKey | None] = {}
+        self.opened: dict[Any, Graph | None] = {}
 
-def _kernel(node: Node) -> torch._C.DispatchKey | None:
-    """The key of the kernel that runs an operator of another library on the device of its arguments, if that kernel is a Python function."""
-    devices = [leaf.meta["val"].device.type for leaf in node.all_input_nodes if isinstance(leaf.meta.get("val"), torch.Tensor)]
-    seen = devices and node.target.namespace not in OWN and len(node.meta.get("autocast", ())) < 2  # type: ignore[union-attr]
-    return python_kernel(node.target, devices[0]) if seen else None  # type: ignore[arg-type]
+    def has(self, node: Node) -> bool:
+        """Whether a node calls an operator that may be taken apart."""
+        if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target in SIZES or registry.find(node.target) is not None:
+            return False
+        return node.target._can_decompose() or self._kernel(node) is not None
 
+    def parts(self, node: Node) -> Graph | None:
+        """What the operator does, as a graph of the nodes among its arguments; None if there are many parts, or one without a rule."""
+        key = _call(node)
+        if key not in self.opened:
+            self.opened[key] = self._parts(node)
+        return self.opened[key]
 
-def _parts(node: Node) -> Graph | None:
-    """What the operator does, as a graph of the nodes among its arguments; None if there are many parts, or one without a rule."""
-    kernel = None if node.target._can_decompose() else _kernel(node)  # type: ignore[union-attr]
-    try:
-        graph = _opened(node, kernel)
-        if kernel is not None and _text(graph) != _text(_opened(node, kernel)):  # it remembers something from call to call
+    def _kernel(self, node: Node) -> torch._C.DispatchKey | None:
+        """The key of the kernel that runs an operator of another library on the device of its arguments, if that kernel is a Python function."""
+        devices = [leaf.meta["val"].device.type for leaf in node.all_input_nodes if isinstance(leaf.meta.get("val"), torch.Tensor)]
+        operator: OpOverload = node.target  # type: ignore[assignment]
+        if not devices or operator.namespace in OWN or len(node.meta.get("autocast", ())) > 1:
             return None
-    except Exception:  # it has many parts, or needs values: it stays whole
-        return None
-    made, expected = ([_form(v) for v in pytree.tree_leaves(value)] for value in (pytree.tree_map(_value, graph.output_node().args[0]), node.meta["val"]))
-    if made != expected:  # a kernel that does not do what its fake says
-        return None
-    calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
-    return graph if all(part.op == "call_function" and (part.target in SIZES or part.target in MASKS or _is_composite(part) or registry.find(part.target) is not None) for part in calls) else None
+        key = (operator, devices[0])
+        if key not in self.kernels:
+            self.kernels[key] = python_kernel(*key)
+        return self.kernels[key]
+
+    def _parts(self, node: Node) -> Graph | None:
+        kernel = None if node.target._can_decompose() else self._kernel(node)  # type: ignore[union-attr]
+        try:
+            graph = _opened(node, kernel)
+            if kernel is not None and _text(graph) != _text(_opened(node, kernel)):  # it remembers something from call to call
+                return None
+        except Exception:  # it has many parts, or needs values: it stays whole
+            return None
+        made, expected = ([_form(v) for v in pytree.tree_leaves(value)] for value in (pytree.tree_map(_value, graph.output_node().args[0]), node.meta["val"]))
+        if made != expected:  # a kernel that does not do what its fake says
+            return None
+        calls = [part for part in graph.nodes if part.op not in ("placeholder", "output")]
+        return graph if all(part.op == "call_function" and (part.target in SIZES or part.target in MASKS or self.has(part) or registry.find(part.target) is not None) for part in calls) else None
+
+
+def _call(node: Node) -> Any:
+    """Equal for calls that have the same parts."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    order = {other: number for number, other in enumerate(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Node)))}
+    said = tuple((order[leaf], _seen(leaf.meta["val"])) if isinstance(leaf, Node) else (type(leaf), str(leaf)) for leaf in leaves)
+    return node.target, str(spec), said, tuple(map(_form, pytree.tree_leaves(node.meta["val"]))), node.meta.get("autocast", ())
+
+
+def _seen(value: Any) -> Any:
+    """What code can ask a traced value."""
+    if not isinstance(value, torch.Tensor):
+        return str(value)
+    return _form(value), tuple(map(as_length, value.stride())), as_length(value.storage_offset()), str(value.device), value.is_conj(), value.is_neg(), value.requires_grad
 
 
 def _opened(node: Node, kernel: torch._C.DispatchKey | None) -> Graph:

@@ -10,6 +10,7 @@ from torch import nn
 import seqpar
 from seqpar.compat import FakeTensor
 from seqpar.partitioner.cost import Machine
+from seqpar.passes import composites
 from seqpar.passes.composites import composites_apart
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
@@ -171,6 +172,24 @@ def test_kernels_of_many_kinds(step, attentions):
     report = seqpar.verify(Model(step).eval(), (torch.randn(2, 101, WIDTH),), ulysses=2)
     assert report.ok and len(report.plan.attention) == attentions, report
     assert report.plan.sharded_flop_fraction > 0.98 and not [op for op in report.plan.replicated_ops if "no rule" in op.reason]
+
+
+@torch.library.custom_op("seqpar_tests::product", mutates_args=())
+def product(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    return a * b * scale
+
+
+product.register_fake(lambda a, b, scale: torch.empty_like(a))
+
+
+def test_equal_calls_are_opened_once(monkeypatch):
+    opened, real = [], composites._opened
+    monkeypatch.setattr(composites, "_opened", lambda *call: opened.append(call) or real(*call))
+    torch.manual_seed(0)
+    traced = trace(Model(lambda x: product(product(product(product(x, x + 1, 2.0), x, 2.0), x, 3.0), x.mT.contiguous().mT, 2.0)).eval(), (torch.randn(2, 101, WIDTH),), {}, dynamic=False)
+    assert composites_apart(traced.gm) is not traced.gm
+    assert len(opened) == 2 * 3, "each twice; the first two are equal, then another number, then other strides"
+    assert verify_traced(traced, ulysses=2, ring=1).ok
 
 
 class Calls:
