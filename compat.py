@@ -5,11 +5,12 @@ a change to this file only.
 """
 
 import contextlib
+import functools
 import logging
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -18,7 +19,7 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
@@ -106,12 +107,20 @@ def aot_export(module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: A
     intermediate graphs is made when it is called, that is never.
     """
     from torch.export._trace import _export
-    from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
+    from torch.export.exported_program import _override_composite_implicit_decomp
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
-    composites, _ = _split_decomp_table_to_cia_and_python_decomp({})
-    with _override_composite_implicit_decomp(composites), _use_lazy_graph_module(True):
+    registered = frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
+    with _override_composite_implicit_decomp(_composites(registered)), _use_lazy_graph_module(True):
         return _export(module, args, {}, dynamic_shapes, strict=False, pre_dispatch=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _composites(registered: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
+    """Composite operator -> what keeps it whole. registered: their names; torch asks for each library again what they are."""
+    from torch.export.exported_program import _split_decomp_table_to_cia_and_python_decomp
+
+    return _split_decomp_table_to_cia_and_python_decomp({})[0]
 
 
 def has_global_hooks() -> bool:
@@ -124,8 +133,6 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
     What is made of constants alone is a fake tensor, all else a functional one that holds such.
     """
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
     if type(tensor) is FunctionalTensor:
         return vars(tensor).keys() == {"elem"}
     return type(tensor) is FakeTensor and tensor.constant is None and vars(tensor).keys() <= FAKE_ATTRIBUTES
@@ -158,7 +165,6 @@ def was_written(tensor: torch.Tensor) -> bool:
 
 def fresh_tensors(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """New traced tensors with the shapes, strides and dtypes of these; they share no memory."""
-    from torch._subclasses.functional_tensor import FunctionalTensor
     from torch.utils._python_dispatch import _disable_current_modes
 
     made = []
@@ -341,8 +347,6 @@ def lookup_backend(name: str) -> Callable[..., Any]:
 
 def unbacked_symbols(value: Any) -> frozenset[sympy.Symbol]:
     """The symbols of a size or condition that stand for values read from tensors, not for input sizes."""
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
     return frozenset(free_unbacked_symbols(value))
 
 

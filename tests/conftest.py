@@ -15,6 +15,8 @@ import torch  # noqa: E402
 from seqpar import logs  # noqa: E402
 
 torch.set_num_threads(1)
+# pytest listens to every logger that does not propagate; to this one torch writes graphs and stacks as soon as somebody listens.
+logging.getLogger("torch.__trace").propagate = True
 
 
 def _load(name):

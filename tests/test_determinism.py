@@ -16,7 +16,7 @@ from seqpar.models.randomise import randomise
 from seqpar.passes.pipeline import partition
 from seqpar.passes.trace import trace
 
-CASES = (("flux", None), ("hunyuan-video", False), ("pattern-unified", None))
+CASES = (("flux", None), ("pattern-unified", None))
 
 
 def reverse_registration(module):

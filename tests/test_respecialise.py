@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import random
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def alive():
     """Numbers of objects that belong to programs. (Torch keeps some symbols of dead programs in caches of a fixed size.)"""
     gc.collect()
     kinds = ("GraphModule", "Graph", "Partitioned", "Specialisation", "Traced")
-    return {kind: sum(type(found).__name__.partition(".")[0] == kind for found in gc.get_objects()) for kind in kinds}
+    counts = Counter(kind.__name__.partition(".")[0] for kind in map(type, gc.get_objects()))
+    return {kind: counts[kind] for kind in kinds}
 
 
 def test_forgotten_programs_leave_nothing_behind():
