@@ -203,7 +203,8 @@ class Compiler:
         partitioned = partition(traced, ulysses=asked.ulysses, ring=asked.ring, machine=asked.machine, comm_dtype=asked.comm_dtype)
         if partitioned.nothing_to_shard and not self.warned and asked.ranks > 1:
             self.warned = True
-            warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence, and too little other work to divide; every rank runs all of it", stacklevel=2)
+            unknown = f" (no rule for {', '.join(partitioned.unknown)})" if partitioned.unknown else ""
+            warnings.warn(f"nothing to shard in {type(self.model).__name__}: it has no attention over a sequence{unknown}, and too little other work to divide; every rank runs all of it", stacklevel=2)
         rank = self.mesh.rank if self.mesh is not None else 0
         unbound = partitioned.program(rank)
         gm = bind_groups(unbound, self.mesh)

@@ -94,6 +94,11 @@ class Partitioned:
         """No attention over a sequence, and no other work whose division would pay."""
         return all(weight == BESIDE for weight in self.inference.sequences.values()) and not self.solution.labels.sharded
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Operators without a rule, which may hold the attention."""
+        return tuple(dict.fromkeys(str(node.target) for node, relation in self.inference.relations.items() if not relation.seen))
+
     @cached_property
     def view(self) -> LayoutView:
         """The layouts, as rank 0 sees them."""

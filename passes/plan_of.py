@@ -164,13 +164,13 @@ def _written(partitioned: Partitioned, node: Node, relation: Relation) -> Attent
 
 
 def _replicated(partitioned: Partitioned, whole: dict[str, int]) -> tuple[ReplicatedOp, ...]:
-    if partitioned.solution.degrees.ranks == 1 or partitioned.nothing_to_shard:
+    if partitioned.solution.degrees.ranks == 1:
         return ()
-    view, labels = partitioned.view, partitioned.solution.labels
+    view, labels, alone = partitioned.view, partitioned.solution.labels, partitioned.nothing_to_shard
     found = []
     for node, relation in partitioned.inference.relations.items():
         flops = whole.get(node.name, 0)
-        if (flops == 0 and relation.seen) or node in labels.exchanged or node in labels.split:
+        if ((flops == 0 or alone) and relation.seen and "opaque" not in node.meta) or node in labels.exchanged or node in labels.split:
             continue
         if any(view.produced(node)) or view.reduced(node, relation):
             continue

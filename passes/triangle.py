@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from seqpar.compat import FakeTensor
 from seqpar.partitioner.op import bind_arguments
 from seqpar.passes.share import copied, with_graph
 
@@ -63,7 +64,7 @@ def simplify_masks(gm: GraphModule, small: int = SMALL) -> GraphModule:
     small: the most elements of a value that is computed.
     """
     masked = [n for n in gm.graph.nodes if n.target is aten.scaled_dot_product_attention.default and isinstance(bind_arguments(n)["attn_mask"], Node)]
-    known = _evaluate(gm.graph, [bind_arguments(n)["attn_mask"] for n in masked], small)
+    known = evaluate(gm, gm.graph, [bind_arguments(n)["attn_mask"] for n in masked], small)
     found = {n: kind for n in masked if (kind := _kind(n, known.get(bind_arguments(n)["attn_mask"]))) is not None}
     if not found:
         return gm
@@ -109,15 +110,24 @@ def _describe(x: Tensor) -> Shape | Same | None:
 
 
 # -- what is known ---------------------------------------------------------------------------------
-def _evaluate(graph: Graph, wanted: Sequence[Node], small: int) -> dict[Node, Any]:
-    """Values (or what describes them) of the nodes that `wanted` follow from; what depends on inputs or weights is missing."""
+def evaluate(gm: GraphModule, graph: Graph, wanted: Sequence[Node], small: int = SMALL) -> dict[Node, Any]:
+    """Values (or what describes them) of the nodes that `wanted` follow from, in the graph of `gm` or a copy of it; what depends on inputs or weights is missing.
+
+    Of the constants in `gm` those count that stand as numbers in the model's code: others belong to somebody, who may change them.
+    """
     needed = set(wanted)
     for node in reversed(graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
     known: dict[Node, Any] = {}
     for node in graph.nodes:
-        if node in needed and node.op == "call_function" and hasattr(node.target, "_schema") and (_is_constant(node) or all(n in known for n in node.all_input_nodes)):
+        if node not in needed:
+            continue
+        if node.op == "get_attr" and all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            value = getattr(gm, str(node.target), None)
+            if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.is_meta and value.numel() <= small:
+                known[node] = value.cpu()
+        elif node.op == "call_function" and hasattr(node.target, "_schema") and (_is_constant(node) or all(n in known for n in node.all_input_nodes)):
             value = _value(node, known, small)
             if value is not None:
                 known[node] = value

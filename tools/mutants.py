@@ -264,6 +264,9 @@ FORM_MUTANTS = (
     Mutant("all whole weights are made at once", "passes/schedule.py", "            if node in self.program.of_weights:\n                continue\n", "", ("tests/test_quantised.py::test_whole_weights_do_not_hinder_overlap",)),
     Mutant("a kernel may return another shape than its fake", "passes/composites.py", "    if made != expected:", "    if False:", ("tests/passes/test_composites.py::test_what_cannot_be_seen_stays_whole",)),
     Mutant("capped scores are plain attention", "passes/kernels.py", '"softcap": (0.0,)', '"softcap": (0.0, 30.0)', ("tests/passes/test_kernels.py",)),
+    Mutant("packed sequences see those before them", "passes/packed.py", "build.call(aten.eq.Tensor, ", "build.call(aten.ge.Tensor, ", ("tests/passes/test_packed.py::test_ends_that_are_inputs",)),
+    Mutant("packed sequences are never causal", "passes/packed.py", "    if causal:", "    if False:", ("tests/passes/test_packed.py::test_ends_that_are_inputs",)),
+    Mutant("packed sequences fill the tensor", "passes/packed.py", " or q[-1] != queries", "", ("tests/passes/test_packed.py::test_rows_behind_the_last_end",)),
     Mutant("the sum of every half megabyte counts all words alike", "passes/checksum.py", " * multipliers).sum(1)", ").sum(1)", ("tests/passes/test_checksum.py",)),
 )  # fmt: skip
 
