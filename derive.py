@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +23,7 @@ from seqpar.partitioner.division import Degrees
 from seqpar.partitioner.machines import rates_of
 from seqpar.partitioner.marker import boundary, is_marker, pin_of
 from seqpar.passes import derive as analysis
+from seqpar.passes.arguments import copied_inputs
 from seqpar.passes.boundary import Boundary, Mark, Marks
 from seqpar.passes.derive import Allowed, Problem
 from seqpar.passes.derive_reason import reason
@@ -138,8 +138,9 @@ class _Search:
 
         handles = [module.register_forward_hook(watch(path)) for path, module in self.model.named_modules()]
         try:
+            args, kwargs = copied_inputs((self.args, self.kwargs))
             with torch.no_grad():
-                return pytree.tree_leaves(self.model(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs)))
+                return pytree.tree_leaves(self.model(*args, **kwargs))
         finally:
             for handle in handles:
                 handle.remove()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from seqpar.errors import NoPlanError, UnsupportedError
+from seqpar.passes.arguments import copied_inputs
 from seqpar.runtime.simulate import SimulatedWorld
 
 MESH = "mesh"  # key of the mark on the queries of an attention that exchanges
@@ -87,8 +88,9 @@ def run_hooked(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any],
 
     def work(groups: Mapping[str, Any]) -> Any:
         rank.groups = groups
+        given, named = copied_inputs((tuple(args), dict(kwargs)))
         with torch.no_grad():
-            return hooked(*copy.deepcopy(tuple(args)), **copy.deepcopy(dict(kwargs)))
+            return hooked(*given, **named)
 
     with (
         _quiet(),

@@ -15,6 +15,7 @@ from seqpar.compat import pytree
 from seqpar.compile import split_inputs, traced_with
 from seqpar.partitioner.cost import Machine
 from seqpar.partitioner.machines import rates_of
+from seqpar.passes.arguments import copied_inputs
 from seqpar.passes.localise import one_line
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import Partitioned, partition
@@ -93,8 +94,9 @@ def verify(
     machine = rates_of(hardware)
     args, kwargs = split_inputs(example_inputs)
     traced = traced_with(model, args, kwargs, declarations(model, sp_plan), dynamic)
+    given, named = copied_inputs((args, kwargs))
     with torch.no_grad(), whole_tensors(), restored(model), buffers_kept(model):
-        expected = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        expected = pytree.tree_leaves(model(*given, **named))
     report = verify_traced(traced, ulysses=ulysses, ring=ring, expected=expected, machine=machine, comm_dtype=comm_dtype)
     return report if report.ok else replace(report, rounding=rounding_of(model, args, kwargs, expected))
 
@@ -103,7 +105,7 @@ def rounding_of(model: torch.nn.Module, args: Any, kwargs: Any, expected: Sequen
     """Largest relative difference between the model's outputs and those of a copy in float64, and those for inputs that differ in the last digit. None where both fail."""
 
     def outputs(model: Callable[[], torch.nn.Module], change: Callable[[Tensor], Tensor]) -> list[Any]:
-        given = pytree.tree_map(lambda x: change(x) if isinstance(x, Tensor) and x.is_floating_point() else x, copy.deepcopy((args, kwargs)))
+        given = pytree.tree_map(lambda x: change(x) if isinstance(x, Tensor) and x.is_floating_point() else x, copied_inputs((args, kwargs)))
         try:
             with torch.no_grad(), whole_tensors(), restored(made := model()), buffers_kept(made):
                 return pytree.tree_leaves(made(*given[0], **given[1]))

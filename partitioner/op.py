@@ -101,6 +101,7 @@ class Op:
         self.reason = ""
         self.attention: Any = None
         self.seen = True
+        self.fixed = False  # the same in every call, whole on every rank
 
     # -- reading --------------------------------------------------------------------------------
     def index(self, operand: Any) -> int:

@@ -1,5 +1,6 @@
 """From a call to its canonical form: arguments by name with defaults filled in, flattened to leaves with names."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,12 @@ def canonical_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
     with_paths, spec = pytree.tree_flatten_with_path(open_state(dict(bound.arguments)))
     paths = tuple(path_text(path) for path, _ in with_paths)
     return Call(signature, tuple(resolved(leaf) for _, leaf in with_paths), paths, spec, len(args))
+
+
+def copied_inputs(inputs: Any) -> Any:
+    """A deep copy of what a model is called with. Tensors that were computed with gradients lose how: torch copies no others."""
+    computed = (leaf for leaf in pytree.tree_leaves(open_state(inputs)) if isinstance(leaf, torch.Tensor) and not leaf.is_leaf)
+    return copy.deepcopy(inputs, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def resolved(leaf: Any) -> Any:

@@ -1,5 +1,6 @@
 """A model as a function of its tensors alone, for the tracer."""
 
+import builtins
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -58,7 +59,7 @@ class FlatModel(torch.nn.Module):
         args, kwargs = self.call.bind(arguments)
         stamps = nullcontext() if self.stamper is None else self.stamper.active()
         casts = Casts(self.model)
-        with self.parts.together(), casts.active(), self.replayer, self.opaque.active(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
+        with self.parts.together(), casts.active(), self.replayer, self.opaque.active(), usual_extremes(), unchanging(self.model) if self.repeatable else nullcontext(), stamps as run:
             watch = StateWatch(self.model)
             returned = self.model(*args, **kwargs)
             casts.settle()
@@ -72,6 +73,26 @@ class FlatModel(torch.nn.Module):
         if run is not None:
             run.finish(results)
         return results
+
+
+EXTREMES = {"max": builtins.max, "min": builtins.min}
+
+
+@contextmanager
+def usual_extremes() -> Iterator[None]:
+    """Let `max(lengths)` and `min(lengths)` of one tensor go through it, as ever. torch.export puts `torch.maximum` in their place, which takes two."""
+
+    def either(usual: Any, exported: Any) -> Any:
+        return lambda *args, **kwargs: (usual if len(args) == 1 and isinstance(args[0], torch.Tensor) else exported)(*args, **kwargs)
+
+    before = {name: getattr(builtins, name) for name in EXTREMES}
+    try:
+        for name, exported in before.items():
+            setattr(builtins, name, either(EXTREMES[name], exported))
+        yield
+    finally:
+        for name, exported in before.items():
+            setattr(builtins, name, exported)
 
 
 @contextmanager

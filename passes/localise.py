@@ -88,7 +88,7 @@ def _bounds(emitter: Emitter, node: Node, relation: Relation) -> tuple[Length, L
     dim = relation.rewrite.dim
     layout = emitter.view.required(node, relation, 0)[dim]
     before, kept = relation.rewrite.data
-    start = emitter.view.factor_length(before, layout)
+    start = emitter.view.axis_length(before, layout)
     return start, total((start, emitter.view.axis_length(kept, layout)))
 
 

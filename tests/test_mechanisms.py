@@ -294,6 +294,21 @@ class ScoresOfTheLayerBefore(Mechanism):
         return x
 
 
+class Samples(Mechanism):
+    """The samples of a batch lie one after another, and each attends alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def step(self, x):
+        count, length = x.shape[:2]
+        packed = self.qkv(x).flatten(0, 1).unflatten(-1, (3, HEADS, -1))
+        samples = [packed[n * length : (n + 1) * length].permute(1, 2, 0, 3)[:, None] for n in range(count)]
+        out = torch.cat([F.scaled_dot_product_attention(*sample)[0].transpose(0, 1) for sample in samples])
+        return x + out.unflatten(0, (count, length)).flatten(2)
+
+
 MECHANISMS = Mechanism.__subclasses__()
 REDUCED = {LinearAttention: 2, MeanPooling: 1, Statistics: 3, Buffer: 1, Grouped: 2}
 HALOS = {Picture: 1, TemporalConvolution: 1, KnownStatistics: 1, CausalConvolutions: 2, Enlarged: 1, ShortenedTwice: 3}
@@ -324,6 +339,15 @@ def test_really_sharded(mechanism):
     assert plan.comm_calls["all_to_all"] == 2 * sum(a.strategy == "ulysses" for a in plan.attention) + HALOS.get(mechanism, 0)
     assert plan.comm_calls["all_reduce"] == REDUCED.get(mechanism, 0)
     assert plan.comm_calls["all_gather"] == 1 + GATHERED.get(mechanism, 0)
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+def test_samples_of_a_batch_one_after_another(dynamic):
+    torch.manual_seed(0)
+    found = trace(Samples().eval(), (torch.randn(3, 10 * LENGTH, WIDTH),), {}, dynamic=dynamic)
+    report = verify_traced(found, ulysses=2, ring=1, machine=FREE_CALLS)
+    assert report.ok and report.plan.sharded_flop_fraction >= 0.99, report
+    assert report.plan.comm_calls["all_gather"] == 1 and len(report.plan.attention) == 4
 
 
 class ShortenedTail(Shortened):

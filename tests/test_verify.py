@@ -65,6 +65,13 @@ def test_positional_inputs_and_degrees_default_to_one(model, inputs):
     assert seqpar.verify(model, (inputs["image"], inputs["text"])).plan.world_size == 1
 
 
+def test_inputs_that_were_computed_with_gradients(model):
+    """Earlier keys that the model itself made, say."""
+    weight = torch.randn(16, 16, requires_grad=True)
+    computed = {"image": torch.randn(2, 9, 16) @ weight, "text": torch.randn(2, 5, 16) @ weight}
+    assert seqpar.verify(model, computed, ulysses=2).ok and all(tensor.grad_fn for tensor in computed.values())
+
+
 def test_a_model_that_counts_its_calls_is_compared_from_one_state():
     class Counting(nn.Module):
         def __init__(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
 
 from seqpar.partitioner.atoms import Axis, Factor
@@ -13,6 +14,7 @@ from seqpar.partitioner.registry import rule
 from seqpar.partitioner.relation import Rewrite
 
 aten = torch.ops.aten
+NOTHING: Axis = ((),)
 
 
 def single_factor(op: Op, operand: int, dim: int) -> Factor | None:
@@ -84,6 +86,28 @@ def clamp_position(sizes: Sizes, position: Any, length: Length, default: Length,
     return length if not same(value, length) and sizes.less(length, value, about) else value
 
 
+def slice_of_product(op: Op, dim: int, start: Length, stop: Length) -> bool:
+    """Whole rows of a product, `[batch * tokens] -> [tokens]` of one sample. The outer factor may not be cut; the others go on."""
+    outer, *inner = op.axis(0, dim)
+    first, last = (times(position, op.table.axis_length(tuple(inner))) for position in (start, stop))
+    if first is None or last is None or last <= first:
+        return False
+
+    def rows(count: int) -> Axis:
+        return ((op.table.fresh(count),) if count else (), *inner)
+
+    kept = tuple(inner) if last - first == 1 else rows(last - first)
+    op.place(0, dim, dim, kept)
+    op.rewrite = Rewrite("slice", dim=dim, data=(rows(first), kept))
+    return True
+
+
+def times(length: Length, unit: Length) -> int | None:
+    """How many times `unit` a length is, if it is so for all sizes."""
+    found = sympy.cancel(sympy.sympify(length) / unit)
+    return int(found) if found.is_Integer else None
+
+
 @rule(aten.slice.Tensor, aten.slice_copy.Tensor)
 def slice_(op: Op) -> None:
     """Positions outside the range ask for nothing; an empty range leaves an empty factor."""
@@ -99,15 +123,15 @@ def slice_(op: Op) -> None:
         return
     if same(start, 0) and same(stop, length):
         op.carry(0, dim, dim)
-        op.rewrite = Rewrite("slice", dim=dim, data=((), op.axis(0, dim)))
+        op.rewrite = Rewrite("slice", dim=dim, data=(NOTHING, op.axis(0, dim)))
         return
     if is_empty(op.out_shape[dim]):  # nothing is left, so nothing is asked for
         op.place(0, dim, dim, ((),))
         op.dropping = True
-        op.rewrite = Rewrite("slice", dim=dim, data=((), ((),)))
+        op.rewrite = Rewrite("slice", dim=dim, data=(NOTHING, NOTHING))
         return
-    if isinstance(length, int) and not isinstance(op.out_shape[dim], int):
-        return  # as many rows of a table as the inputs need: cutting the table there would compare unrelated sizes
+    if op.fixed or (isinstance(length, int) and not isinstance(op.out_shape[dim], int)):
+        return  # as many rows of a table as somebody needs: rows for the queries and rows for other keys would be one sequence, and compare unrelated sizes
     if isinstance(op.out_shape[dim], int) and op.out_shape[dim] == 1:
         return  # one position: cheaper to hold whole than to cut an atom for it
     if sizes.hint(op.out_shape[dim]) <= 0:
@@ -115,12 +139,13 @@ def slice_(op: Op) -> None:
     factor = single_factor(op, 0, dim)
     kept = None if factor is None else op.table.sublist(factor, start, stop)
     if factor is None or kept is None:
-        op.reason = "a slice of a dim that is a product of dims"
+        if factor is not None or not slice_of_product(op, dim, start, stop):
+            op.reason = "a slice of a dim that is a product of dims"
         return
     before = op.table.sublist(factor, 0, start)
     op.place(0, dim, dim, (kept,))
     op.dropping = True
-    op.rewrite = Rewrite("slice", dim=dim, data=(before or (), (kept,)))
+    op.rewrite = Rewrite("slice", dim=dim, data=((before or (),), (kept,)))
 
 
 @rule(aten.narrow.default)
@@ -258,7 +283,7 @@ def slice_scatter(op: Op) -> None:
     before = op.table.sublist(factor, 0, start)
     op.place(x, dim, dim, (op.table.expand(factor),))
     op._flows[(src, dim)] = [dim]
-    op.rewrite = Rewrite("slice_scatter", dim=dim, data=(before or (), (kept,)))
+    op.rewrite = Rewrite("slice_scatter", dim=dim, data=((before or (),), (kept,)))
 
 
 @rule(aten.select_scatter.default)

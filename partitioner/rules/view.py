@@ -45,13 +45,22 @@ def _distinct_factors(op: Op) -> list[tuple[Factor, int]]:
     seen: set[int] = set()
     factors: list[tuple[Factor, int]] = []
     for d in range(op.rank()):
-        for factor in op.axis(0, d):
+        for factor in (part for whole in op.axis(0, d) for part in _equal_parts(op, whole)):
             if seen & set(factor):
                 factors.append(((op.table.fresh(op.table.factor_length(factor)),), -1))
             else:
                 factors.append((factor, d))
             seen |= set(factor)
     return factors
+
+
+def _equal_parts(op: Op, factor: Factor) -> tuple[Factor, ...]:
+    """Samples one after another, `(tokens, tokens)`, as the product of how many there are and the tokens of one, where the view takes them apart."""
+    count = len(factor)
+    period = next((n for n in range(1, count) if count % n == 0 and factor == factor[:n] * (count // n)), count)
+    if period == count or any(same(length, op.table.factor_length(factor)) for length in op.out_shape):
+        return (factor,)
+    return (op.table.fresh(count // period),), factor[:period]
 
 
 def _place_fused(op: Op, out_dim: int, axis: tuple[Factor, ...], taken: list[tuple[Factor, int]]) -> None:

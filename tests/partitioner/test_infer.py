@@ -174,3 +174,16 @@ def test_a_mask_filled_row_by_row_does_not_cut_the_sequence():
 
     inference, (x,), _ = read(fn, (1, 40, 8))
     assert lengths(inference, x, 1) == [[40]] and len(inference.sequences) == 1
+
+
+def test_rows_of_one_table_for_two_sequences_do_not_tie_them():
+    """A rotary table, sliced for the queries and for the keys of a cross-attention."""
+    table = torch.randn(64, 8)
+
+    def fn(x, context):
+        queries, keys = x * table[:37], context * table[:11]
+        return sdpa(heads(queries), heads(keys), heads(context)).transpose(1, 2).flatten(2)
+
+    inference, (x, context), _ = read(fn, (2, 37, 8), (2, 11, 8))
+    assert lengths(inference, x, 1) == [[37]] and lengths(inference, context, 1) == [[11]]
+    assert inference.axis(x, 1) != inference.axis(context, 1)

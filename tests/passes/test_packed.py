@@ -65,12 +65,19 @@ def numbers(*lengths):
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 
+def filled(*lengths):
+    return torch.cat([torch.zeros(1, dtype=torch.int32), torch.full((len(lengths),), lengths[0], dtype=torch.int32)]).cumsum(0).int()
+
+
+ENDS = {"numbers": numbers, "filled": filled}
+
+
 class Model(nn.Module):
     """[B, S, …]; `lengths`: of the sequences of which its tokens are made, of the keys in them."""
 
-    def __init__(self, kernel, lengths, keys=None, groups=HEADS, ends=numbers, use=0, **more):
+    def __init__(self, kernel, lengths, keys=None, groups=HEADS, ends="numbers", use=0, **more):
         super().__init__()
-        self.kernel, self.lengths, self.keys, self.ends, self.use, self.more = kernel, lengths, keys or lengths, ends, use, more
+        self.kernel, self.lengths, self.keys, self.ends, self.use, self.more = kernel, lengths, keys or lengths, ENDS[ends], use, more
         self.q, self.kv, self.out = nn.Linear(32, HEADS * WIDTH), nn.Linear(32, 2 * groups * WIDTH), nn.Linear(HEADS * WIDTH, 32)
 
     def forward(self, x):
@@ -81,16 +88,13 @@ class Model(nn.Module):
         return x + self.out(out.reshape(len(flat), -1)[:, : HEADS * WIDTH]).view(x.shape)
 
 
-def filled(*lengths):
-    return torch.cat([torch.zeros(1, dtype=torch.int32), torch.full((len(lengths),), lengths[0], dtype=torch.int32)]).cumsum(0).int()
-
 
 @pytest.mark.parametrize(
     ("batch", "kwargs", "attentions"),
     [
         (1, {"lengths": (101,)}, 1),
         (2, {"lengths": (101, 101), "groups": 2}, 1),
-        (2, {"lengths": (101, 101), "ends": filled, "causal": True}, 1),
+        (2, {"lengths": (101, 101), "ends": "filled", "causal": True}, 1),
         (1, {"lengths": (101,), "keys": (77,)}, 1),
         (1, {"lengths": (40, 61)}, 2),
     ],

@@ -13,6 +13,7 @@ from seqpar.passes.arguments import canonical_call
 from seqpar.passes.guards import failed_guard, guards_hold
 from seqpar.passes.share import with_graph
 from seqpar.passes.trace import trace
+from seqpar.verification import verify
 
 NAMES = ("flux", "qwen-image", "z-image", "wan")
 
@@ -145,6 +146,19 @@ class ReadsData(nn.Module):
         if self.gate(x) > 0:
             return x
         return x * 2
+
+
+class Longest(nn.Module):
+    """Python's own `max` of the numbers in a tensor."""
+
+    def forward(self, x, lengths):
+        return x[:, min(lengths) : max(lengths).item()] * max(2, x.shape[1]) + torch.maximum(x[:, :1], x[:, 1:2])
+
+
+def test_the_largest_of_a_tensor():
+    x = torch.randn(2, 9, 3)
+    report = verify(Longest(), (x, torch.tensor([2, 7, 4])), ulysses=2)
+    assert report.ok, report
 
 
 class Fails(nn.Module):
