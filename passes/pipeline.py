@@ -36,6 +36,7 @@ from seqpar.passes.flex_rows import flex_by_rows
 from seqpar.passes.honour import check_plan, has_pins, honoured
 from seqpar.passes.inspector import Inspector
 from seqpar.passes.kernels import kernels_to_attention
+from seqpar.passes.known_sizes import check_sizes_known
 from seqpar.passes.losses import losses_by_token
 from seqpar.passes.meta_results import MetaResults
 from seqpar.passes.options import Options
@@ -50,7 +51,7 @@ from seqpar.passes.same_padding import paddings_as_numbers
 from seqpar.passes.schedule import collectives_of, schedule
 from seqpar.passes.share import with_graph
 from seqpar.passes.strided import strides_in_rows
-from seqpar.passes.trace import Traced, check_sizes_known
+from seqpar.passes.trace import Traced
 from seqpar.passes.triangle import simplify_masks
 from seqpar.passes.writes import join_writes
 from seqpar.runtime.travel import check_comm_dtype

@@ -30,6 +30,7 @@ from seqpar.passes.export import export_functional
 from seqpar.passes.flat_model import FlatModel, Result
 from seqpar.passes.frames import helpers_seen, split_frames
 from seqpar.passes.kept_state import check_no_state
+from seqpar.passes.known_sizes import check_sizes_known, on_meta, with_constants_read
 from seqpar.passes.opaque import Choice, OpaqueReplayer, Recording, emit_opaque, is_opaque, opaque_calls, record_opaque
 from seqpar.passes.padded_encoder import padding_zeroed
 from seqpar.passes.progress import collector_paused, staged
@@ -114,6 +115,9 @@ def trace(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     by_token = () if marks is None else marks.by_token
 
     def traced_so() -> Traced:
+        return with_constants_read(model, call, traced_with) if warm and on_meta(model, call) else traced_with(records)
+
+    def traced_with(records: tuple[Record, ...]) -> Traced:
         try:
             return trace_sizes(model, call, dynamic, Recording(records), warm_failure)
         except ActivationRead as refused:
@@ -376,17 +380,3 @@ def worth_symbols(traced: Traced) -> bool:
         if node.target in ATTENTION and any(isinstance(size, sympy.Expr) for size in symbolic_shape(node.args[0].meta["val"])):
             return True
     return False
-
-
-def check_sizes_known(traced: Traced) -> None:
-    """Raise TraceError if the size of a tensor is read from another, whose content is not fixed: it cannot be divided in advance."""
-    for node in traced.gm.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and any(unbacked_symbols(size) for size in value.shape):
-            frames = [line.strip() for line in node.meta.get("stack_trace", "").strip().splitlines()]
-            empty = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in traced.call.leaves)
-            raise TraceError(
-                f"the size of a tensor depends on data that changes with every call, so it cannot be divided over ranks\n"
-                f"  operator: {node.target}\n  where:    {' '.join(frames[-2:]) or 'unknown'}\n"
-                "  try:      a mask instead of a selection, so that sizes stay the same" + (", or real tensors: on the meta device none has a content to read" if empty else "")
-            )

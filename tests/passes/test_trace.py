@@ -234,3 +234,19 @@ def test_gradients_switched_on_and_off_make_no_subgraphs(whole):
     assert torch.is_grad_enabled()
     assert not any("grad" in str(node.target) for node in traced.gm.graph.nodes)
     assert_same(run(traced, {"x": x}), model(x).detach())
+
+
+class Lengths(nn.Module):
+    """Samples of several lengths, as numbers in a tensor."""
+
+    def forward(self, samples):
+        lengths = torch.tensor([len(x) for x in samples])
+        assert lengths.max() <= 9
+        return torch.stack([x[:n].sum(0) for x, n in zip(samples, lengths.tolist(), strict=True)])
+
+
+def test_numbers_in_a_tensor_are_known_on_meta():
+    here, there = ([torch.randn(n, 3, device=device) for n in (9, 4)] for device in ("cpu", "meta"))
+    graphs = [trace(Lengths(), (samples,), {}, dynamic=False).gm.graph for samples in (here, there)]
+    ours, theirs = ([(n.op, str(n.target), n.meta["val"].shape) for n in graph.nodes if "val" in n.meta] for graph in graphs)
+    assert ours == theirs and any("slice" in target or "sum" in target for _, target, _ in ours)
