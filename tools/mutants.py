@@ -87,7 +87,7 @@ EMIT_MUTANTS = (
         "product(self.view.axis_length(relation.operand_axes[i][d], self.view.required(node, relation, i)[d]) for i, d in dims)", (*LOCALISE, *EMIT),
     ),
     Mutant("outputs that may differ in bits are not made equal", "passes/emit.py", "if node in self.values and origin(node) in self.diverging:", "if False:", ("tests/passes/test_emit.py",)),
-    Mutant("a slice starts at its global position", "passes/localise.py", "start = emitter.view.axis_length(before, layout)", "start = emitter.view.factor_length(before, frozenset())", LOCALISE),
+    Mutant("a slice starts at its global position", "passes/localise.py", "start = emitter.view.axis_length(before, layout)", "start = emitter.view.axis_length(before, frozenset())", LOCALISE),
     Mutant("a slice has its global length", "passes/localise.py", "emitter.view.axis_length(kept, layout)", "emitter.view.axis_length(kept, frozenset())", LOCALISE),
     Mutant("a split has its global sizes", "passes/localise.py", "emitter.view.axis_length(axes[dim], layout)", "emitter.view.axis_length(axes[dim], frozenset())", LOCALISE),
     Mutant("leading padding is on every rank", "passes/localise.py", "table.expand(atoms[:1]), layouts[dim]", "table.expand(atoms[:1]), frozenset()", (*LOCALISE, "check_rules constant_pad_nd pad")),
