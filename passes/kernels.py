@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from seqpar.partitioner.op import as_length, bind_arguments
 from seqpar.passes.build import Builder
-from seqpar.passes.packed import as_one, by_sequence, runs_of
+from seqpar.passes.packed import as_one, by_sequence, runs_of, same_sequence
 from seqpar.passes.share import copied, with_graph
 from seqpar.passes.triangle import evaluate
 
@@ -59,7 +59,8 @@ def kernels_to_attention(gm: GraphModule) -> GraphModule:
     changed = [rewrite(graph, node) for node in list(graph.nodes) if node.target in MASKS]
     calls = {node: arguments(node) for node in graph.nodes if of_other_library(node)}
     known = evaluate(gm, graph, [call[name] for call in calls.values() for name in ENDS if isinstance(call.get(name), Node)])
-    changed += [rewrite_flash(graph, node, call, known) for node, call in calls.items()]
+    masks: dict[Any, Node] = {}
+    changed += [rewrite_flash(graph, node, call, known, masks) for node, call in calls.items()]
     if not any(changed):
         return gm
     graph.eliminate_dead_code()
@@ -90,8 +91,8 @@ def replace(graph: Graph, node: Node, out: Node) -> bool:
     return True
 
 
-def rewrite_flash(graph: Graph, node: Node, call: dict[str, Any], known: Mapping[Node, Any]) -> bool:
-    """Replace one call of another library; False if it must stay. known: what ends of sequences are, where they are numbers."""
+def rewrite_flash(graph: Graph, node: Node, call: dict[str, Any], known: Mapping[Node, Any], masks: dict[Any, Node]) -> bool:
+    """Replace one call of another library; False if it must stay. known: what ends of sequences are, where they are numbers; masks: those made so far, which later layers share."""
     plain = all(call[name] in PLAIN[name] for name in PLAIN if name in call) and all(call[name] is None for name in call if name not in FREE)
     (*_, queries, heads, _), (*_, keys, groups, _) = ([as_length(n) for n in call[x].meta["val"].shape] for x in ("q", "k"))
     if not plain or used_otherwise(node):
@@ -112,8 +113,14 @@ def rewrite_flash(graph: Graph, node: Node, call: dict[str, Any], known: Mapping
             return build.call(aten.transpose.int, attended, 1, 2)
 
         q, k, v = (call[x] for x in "qkv")
-        out = attend(q, k, v) if not ends else by_sequence(build, q, k, v, runs, attend) if runs else as_one(build, q, k, v, ends, causal, attend)
-        return replace(graph, node, out)
+        if not ends:
+            return replace(graph, node, attend(q, k, v))
+        if runs:
+            return replace(graph, node, by_sequence(build, q, k, v, runs, attend))
+        key = (ends, queries, keys, causal)
+        if key not in masks:
+            masks[key] = same_sequence(build, q, k, ends, causal)
+        return replace(graph, node, as_one(build, q, k, v, masks[key], attend))
 
 
 def rewrite(graph: Graph, node: Node) -> bool:

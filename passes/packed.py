@@ -59,8 +59,14 @@ def by_sequence(build: Builder, q: Node, k: Node, v: Node, runs: Sequence[Run], 
     return outs[0] if len(outs) == 1 else build.call(aten.cat.default, outs)
 
 
-def as_one(build: Builder, q: Node, k: Node, v: Node, ends: tuple[Node, Node], causal: bool, attend: Callable[..., Node]) -> Node:
-    """[T, H, D] of one attention, `attend([1, T, H, D], …, mask)`. Rows behind the last end, which belong to no sequence, are as arbitrary as the kernel's.
+def as_one(build: Builder, q: Node, k: Node, v: Node, mask: Node, attend: Callable[..., Node]) -> Node:
+    """[T, H, D] of one attention, `attend([1, T, H, D], …, mask)`."""
+    out = attend(*(build.call(aten.unsqueeze.default, x, 0) for x in (q, k, v)), mask=mask)
+    return build.call(aten.squeeze.dim, out, 0)
+
+
+def same_sequence(build: Builder, q: Node, k: Node, ends: tuple[Node, ...], causal: bool) -> Node:
+    """[queries, keys], True where both are in one sequence. Rows behind the last end, which belong to none, are as arbitrary as the kernel's.
 
     causal: of sequences with as many queries as keys.
     """
@@ -69,8 +75,7 @@ def as_one(build: Builder, q: Node, k: Node, v: Node, ends: tuple[Node, Node], c
     mask_QK = build.call(aten.eq.Tensor, build.call(aten.unsqueeze.default, own_q, 1), build.call(aten.unsqueeze.default, own_k, 0))
     if causal:
         mask_QK = build.call(aten.logical_and.default, mask_QK, build.call(aten.ge.Tensor, build.call(aten.unsqueeze.default, rows, 1), build.call(aten.unsqueeze.default, columns, 0)))
-    out = attend(*(build.call(aten.unsqueeze.default, x, 0) for x in (q, k, v)), mask=mask_QK)
-    return build.call(aten.squeeze.dim, out, 0)
+    return mask_QK
 
 
 def _positions(build: Builder, x: Node) -> Node:

@@ -138,6 +138,18 @@ def test_ends_that_are_inputs(kernel, causal, dynamic):
         assert report.plan.sharded_flop_fraction > 0.96, report.plan.explain()
 
 
+def test_layers_share_a_mask(kernel):
+    class Layers(Given):
+        def forward(self, x, ends):
+            return super().forward(super().forward(x, ends), ends)
+
+    torch.manual_seed(0)
+    traced = trace(Layers(kernel, (101,)).eval(), (torch.randn(1, 101, 32), numbers(40, 61)), {}, dynamic=False)
+    assert sum(node.target is torch.ops.aten.eq.Tensor for node in kernels_to_attention(traced.gm).graph.nodes) == 1
+    report = verify_traced(traced, ulysses=2, ring=1)
+    assert report.ok and len(report.plan.attention) == 2, report
+
+
 def test_many_sequences_are_one_attention(kernel):
     torch.manual_seed(0)
     traced = trace(Model(kernel, tuple(3 + n % 2 for n in range(30))).eval(), (torch.randn(1, 105, 32),), {}, dynamic=False)
