@@ -23,6 +23,7 @@ from seqpar.errors import SavedProgramError
 from seqpar.passes.arguments import Call
 from seqpar.passes.checksum import weights_checksum
 from seqpar.passes.config import config
+from seqpar.passes.progress import collector_paused
 from seqpar.passes.save_values import Codec
 from seqpar.passes.state_digest import Digest, Unknown, own_code, torch_settings
 from seqpar.program import Program, Saved
@@ -56,6 +57,7 @@ class Cache:
     call: Call
 
     @staticmethod
+    @collector_paused()
     def of(builder: Compiler, call: Call, dynamic: bool | None) -> Cache | None:
         """The place for a call, or None: no folder is set, or something in the model cannot be told apart from others (logged)."""
         folder = config.cache_dir
@@ -78,6 +80,7 @@ class Cache:
         """The files of this key, oldest name first."""
         return sorted(self.folder.glob(f"{self.key}-*.seqpar"))[:MAX_VALUES]
 
+    @collector_paused()
     def read(self) -> Kept | None:
         """The program for the call, or None. A file that cannot be read is passed over."""
         tensors = [leaf for leaf in self.call.leaves if isinstance(leaf, torch.Tensor)]
