@@ -57,10 +57,10 @@ def kernels_to_attention(gm: GraphModule) -> GraphModule:
         return gm
     graph = copied(gm.graph)
     changed = [rewrite(graph, node) for node in list(graph.nodes) if node.target in MASKS]
-    calls = {node: arguments(node) for node in graph.nodes if of_other_library(node)}
-    known = evaluate(gm, graph, [call[name] for call in calls.values() for name in ENDS if isinstance(call.get(name), Node)])
+    calls = [node for node in graph.nodes if of_other_library(node)]
+    known = evaluate(gm, graph, [call[name] for call in map(arguments, calls) for name in ENDS if isinstance(call.get(name), Node)])
     masks: dict[Any, Node] = {}
-    changed += [rewrite_flash(graph, node, call, known, masks) for node, call in calls.items()]
+    changed += [rewrite_flash(graph, node, arguments(node), known, masks) for node in calls]
     if not any(changed):
         return gm
     graph.eliminate_dead_code()

@@ -24,7 +24,7 @@ from seqpar.partitioner.lengths import Length
 from seqpar.passes.build import Builder
 
 aten = torch.ops.aten
-MANY = 16  # runs of sequences: more attentions than that are worse than a mask
+MANY = 16  # sequences: more attentions than that are worse than a mask
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ def runs_of(ends_q: Any, ends_k: Any, queries: Length, keys: Length) -> tuple[Ru
     lengths = list(zip(*([b - a for a, b in itertools.pairwise(ends)] for ends in (q, k)), strict=True))
     if q[0] or k[0] or q[-1] != queries or not isinstance(keys, int) or k[-1] > keys or any(n < 1 or m < 1 for n, m in lengths):
         return None
-    runs = tuple(Run(len(list(equal)), *length) for length, equal in itertools.groupby(lengths))
-    return runs if len(runs) <= MANY else None
+    if len(set(lengths)) == 1 and k[-1] == keys:
+        return (Run(len(lengths), *lengths[0]),)
+    # One by one, also if some neighbours are alike: a batch of them would take apart a stretch of the tokens that is divided as it is.
+    return tuple(Run(1, *length) for length in lengths) if len(lengths) <= MANY else None
 
 
 def by_sequence(build: Builder, q: Node, k: Node, v: Node, runs: Sequence[Run], attend: Callable[[Node, Node, Node], Node]) -> Node:
@@ -83,8 +85,8 @@ def _positions(build: Builder, x: Node) -> Node:
 
 
 def _sequences(build: Builder, positions: Node, ends: Node) -> Node:
-    """The number of the sequence that each position [T] is in: how many ends are not behind it."""
-    behind = build.call(aten.ge.Tensor, build.call(aten.unsqueeze.default, positions, 1), build.call(aten.slice.Tensor, ends, 0, 1))
+    """The number of the sequence that each position [T] is in: how many ends are not behind it; 0 before the first begins."""
+    behind = build.call(aten.ge.Tensor, build.call(aten.unsqueeze.default, positions, 1), ends)
     return build.call(aten.sum.dim_IntList, behind, [1])
 
 

@@ -127,7 +127,7 @@ def evaluate(gm: GraphModule, graph: Graph, wanted: Sequence[Node], small: int =
             value = getattr(gm, str(node.target), None)
             if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.is_meta and value.numel() <= small:
                 known[node] = value.cpu()
-        elif node.op == "call_function" and hasattr(node.target, "_schema") and (_is_constant(node) or all(n in known for n in node.all_input_nodes)):
+        elif node.op == "call_function" and getattr(node.target, "namespace", "") == "aten" and (_is_constant(node) or all(n in known for n in node.all_input_nodes)):
             value = _value(node, known, small)
             if value is not None:
                 known[node] = value

@@ -26,7 +26,7 @@ def packed(q, k, v, ends_q, ends_k, causal, scale):
     spans = zip(ends_q[:-1].tolist(), ends_q[1:].tolist(), ends_k[:-1].tolist(), ends_k[1:].tolist(), strict=True)
     parts = [[x[a:b].transpose(0, 1)[None] for x, a, b in ((q, *one), (k, *two), (v, *two))] for one, two in (((a, b), (c, d)) for a, b, c, d in spans)]
     outs = [F.scaled_dot_product_attention(*part, is_causal=causal, scale=scale, enable_gqa=True)[0].transpose(0, 1) for part in parts]
-    return F.pad(torch.cat(outs), (0, 0, 0, 0, 0, len(q) - int(ends_q[-1]))).contiguous(), *(torch.zeros_like(q) for _ in range(3))
+    return F.pad(torch.cat(outs), (0, 0, 0, 0, int(ends_q[0]), len(q) - int(ends_q[-1]))).contiguous(), *(torch.zeros_like(q) for _ in range(3))
 
 
 def flash_2(q, k, v, ends_q, ends_k, longest_q, longest_k, dropout_p, scale, causal, *rest):
@@ -136,6 +136,33 @@ def test_ends_that_are_inputs(kernel, causal, dynamic):
         report = verify_traced(traced, ulysses=ulysses, ring=ring)
         assert report.ok and [a.heads for a in report.plan.attention] == [HEADS], report
         assert report.plan.sharded_flop_fraction > 0.96, report.plan.explain()
+
+
+def test_ends_that_begin_later(kernel):
+    """One sequence of several: its first end is not 0, and nothing before it is seen."""
+
+    class Second(Given):
+        def forward(self, x, ends):
+            return super().forward(x, ends[1:])[:, 40:]
+
+    torch.manual_seed(0)
+    traced = trace(Second(kernel, (101,)).eval(), (torch.randn(1, 101, 32), numbers(40, 61)), {}, dynamic=False)
+    report = verify_traced(traced, ulysses=2, ring=1)
+    assert report.ok and len(report.plan.attention) == 1, report
+
+
+def test_one_after_another(kernel):
+    """The result of one is what the next attends."""
+
+    class Twice(Model):
+        def forward(self, x):
+            q = self.q(x.flatten(0, 1)).unflatten(-1, (-1, WIDTH))
+            first = self.kernel(q, q, q, numbers(101), numbers(101))[0]
+            return self.kernel(first, q, first, numbers(101), numbers(101))[0].flatten(1)
+
+    torch.manual_seed(0)
+    report = verify_traced(trace(Twice(kernel, (101,)).eval(), (torch.randn(1, 101, 32),), {}, dynamic=False), ulysses=2, ring=1)
+    assert report.ok and len(report.plan.attention) == 2, report
 
 
 def test_layers_share_a_mask(kernel):
