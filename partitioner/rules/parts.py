@@ -96,8 +96,12 @@ def slice_of_product(op: Op, dim: int, start: Length, stop: Length) -> bool:
     def rows(count: int) -> Axis:
         return ((op.table.fresh(count),) if count else (), *inner)
 
-    kept = tuple(inner) if last - first == 1 else rows(last - first)
-    op.place(0, dim, dim, kept)
+    if last - first == 1:
+        kept = tuple(inner)
+        op.place(0, dim, dim, kept)
+    else:
+        kept = rows(last - first)
+        op.place_product(0, dim, dim, kept)
     op.rewrite = Rewrite("slice", dim=dim, data=(rows(first), kept))
     return True
 

@@ -58,7 +58,8 @@ def _equal_parts(op: Op, factor: Factor) -> tuple[Factor, ...]:
     """Samples one after another, `(tokens, tokens)`, as the product of how many there are and the tokens of one, where the view takes them apart."""
     count = len(factor)
     period = next((n for n in range(1, count) if count % n == 0 and factor == factor[:n] * (count // n)), count)
-    if period == count or any(same(length, op.table.factor_length(factor)) for length in op.out_shape):
+    one, whole = (op.table.factor_length(part) for part in (factor[:period], factor))
+    if period == count or any(same(length, whole) for length in op.out_shape) or not any(same(length, one) for length in op.out_shape):
         return (factor,)
     return (op.table.fresh(count // period),), factor[:period]
 
