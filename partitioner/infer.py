@@ -159,7 +159,7 @@ def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple
     op = Op(node, result.table, result.axes, fused, result.shortened)
     op.fixed = node not in result.input_dependent
     apply_rule = node.meta.get("rule") or registry.find(node.target)
-    if node.target in WRITES and node not in result.input_dependent:
+    if node.target in WRITES and op.fixed:
         op.reason = "a table that is written piece by piece"  # a loop that fills a mask must not cut the sequence at every row
     elif apply_rule is None:
         op.seen = False

@@ -37,7 +37,10 @@ class Run:
 
 
 def runs_of(ends_q: Any, ends_k: Any, queries: Length, keys: Length) -> tuple[Run, ...] | None:
-    """The runs of sequences that end at these places ([sequences + 1], the first is 0); None if the places are unknown, the runs many, or not all queries belong to a sequence with keys."""
+    """The sequences that end at these places ([sequences + 1]): one run if they are alike and fill the tensors, else each its own.
+
+    None if the places are unknown, do not begin at 0, or are many, or if not all queries belong to a sequence with keys.
+    """
     if not isinstance(ends_q, torch.Tensor) or not isinstance(ends_k, torch.Tensor) or ends_q.ndim != 1 or ends_q.shape != ends_k.shape:
         return None
     q, k = ends_q.tolist(), ends_k.tolist()

@@ -218,7 +218,7 @@ FORM_MUTANTS = (
     Mutant("rows of flex attention are numbered from zero on every rank", "passes/flex_rows.py", "    known[row] = graph.call_function(aten.index.Tensor, (rows, [known[row]]))\n", "", ("tests/passes/test_flex.py",)),
     Mutant("states of all positions are no attention", "partitioner/written.py", "or list(_states(inference, products)) ", "", WRITTEN),
     Mutant("the channels of a state are its sequence", "partitioner/written.py", "summed = table.expand_axis(relation.operand_axes[0][-1])", "summed = table.expand_axis(relation.operand_axes[0][-2])", WRITTEN),
-    Mutant("a loop that fills a mask cuts the sequence", "partitioner/infer.py", "if node.target in WRITES and node not in result.input_dependent:", "if False:", ("tests/partitioner/test_infer.py::test_a_mask_filled_row_by_row_does_not_cut_the_sequence",)),
+    Mutant("a loop that fills a mask cuts the sequence", "partitioner/infer.py", "if node.target in WRITES and op.fixed:", "if False:", ("tests/partitioner/test_infer.py::test_a_mask_filled_row_by_row_does_not_cut_the_sequence",)),
     Mutant("heads are exchanged with the scores of the layer before", "partitioner/solve.py", " or _takes_scores(attentions[n], inference)}", "}", ("tests/test_mechanisms.py::test_scores_of_the_layer_before_do_not_travel",)),
     Mutant("an einsum has no work", "partitioner/cost.py", "return einsum_flops(str(args[0]), shapes)", "return 0", ("tests/passes/test_count.py::test_flops_of_each_operator",)),
     Mutant("what a later operand sums is summed at once", "partitioner/equation.py", "made = both & set(out).union(*terms[i + 1 :])", "made = both & set(out)", ("tests/passes/test_count.py::test_flops_of_each_operator",)),
