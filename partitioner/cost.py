@@ -47,7 +47,7 @@ class Machine:
         bytes_per_s: bytes that one rank receives.
         comm_share: cap of the solver's prices, like the next two: a full exchange costs at most this share of the work it divides.
         call_share: an extra collective must save this share of one attention block's work.
-        keys_share: one that serves only the keys of a cross-attention must save this share. All three infinite: real rates (`at_real_rates`).
+        keys_share: one that serves only the keys of a cross-attention must save this share of what a rank has of one block. All three infinite: real rates (`at_real_rates`).
         latency_s: of one collective call; predictions read it, the solver at real rates only.
         memory_bytes: of one rank, for predictions; infinite: unknown.
         name: what is printed.
@@ -57,7 +57,7 @@ class Machine:
     bytes_per_s: float = 150e9
     comm_share: float = 0.02  # cap: full exchange <= this share of the work saved by dividing it
     call_share: float = 0.02  # an extra collective must save this share of one attention block's work
-    keys_share: float = 0.5  # one that only serves the keys of a cross-attention must save this share
+    keys_share: float = 0.1  # one that only serves the keys of a cross-attention must save this share of a rank's part of one block
     latency_s: float = 20e-6
     memory_bytes: float = math.inf
     name: str = "Hopper, NVLink"
@@ -89,7 +89,7 @@ def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int
     if exchange_bytes:
         byte = min(byte, machine.comm_share * saved / exchange_bytes)
     block, latency = work / max(attentions, 1), machine.flops_per_s * machine.latency_s
-    return Prices(byte=byte, call=min(machine.call_share * block, latency), keys=machine.keys_share * block)
+    return Prices(byte=byte, call=min(machine.call_share * block, latency), keys=machine.keys_share * block / ranks)
 
 
 def numel(value: torch.Tensor, sizes: Sizes) -> int:

@@ -78,9 +78,21 @@ def verified(model, *lengths, ulysses=2, ring=1):
     return report.plan
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (4, 1), (2, 2)])
-@pytest.mark.parametrize(("lengths", "least", "strategy", "gathers"), [((255, 256), 0.96, "gather input", 2), ((511, 14), 0.99, "split K/V", 7)])
-def test_an_encoder_is_divided(lengths, least, strategy, gathers, mesh):
+@pytest.mark.parametrize(
+    ("lengths", "mesh", "least", "strategy", "gathers"),
+    [
+        ((1024, 1024), (2, 1), 0.98, "gather input", 2),
+        ((1024, 1024), (4, 1), 0.98, "gather input", 2),
+        ((1024, 1024), (4, 2), 0.999, "ulysses+ring", 1),  # of the work of eight ranks, what each does for itself is a larger part
+        ((255, 256), (2, 1), 0.96, "gather input", 2),
+        ((255, 256), (4, 1), 0.999, "ulysses", 1),
+        ((255, 256), (2, 2), 0.999, "gather K/V", 4),
+        ((511, 14), (2, 1), 0.99, "split K/V", 7),
+        ((511, 14), (4, 1), 0.99, "split K/V", 7),
+        ((511, 14), (2, 2), 0.99, "split K/V", 7),
+    ],
+)
+def test_an_encoder_is_divided(lengths, mesh, least, strategy, gathers):
     plan = verified(EncoderDecoder, *lengths, ulysses=mesh[0], ring=mesh[1])
     assert plan.sharded_flop_fraction > least, plan.explain()
     assert {a.strategy for a in plan.attention[4::2]} == {strategy}

@@ -3,6 +3,8 @@
 The figures for 10, 20, 40 and 57 full-size blocks: `python -m seqpar.tools.compile_time`.
 """
 
+import gc
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -14,6 +16,15 @@ from seqpar.passes.options import Options
 from seqpar.passes.trace import trace
 from seqpar.runtime import ring
 from seqpar.tools.compile_time import measure
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_other_tests_is_searched() -> Iterator[None]:
+    """A search for garbage among all that earlier tests left takes longer than what is measured here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(("layers", "times"), [(1, 3), (14, 1)])
