@@ -22,7 +22,7 @@ from seqpar.partitioner.key_sources import KeySources
 from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.riders import riders_of
-from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross
+from seqpar.partitioner.solve import Solution, calls, cannot_exchange, is_cross, keys_price
 from seqpar.partitioner.split_keys import can_split
 
 
@@ -56,9 +56,9 @@ class Forced:
 
 
 def problem_of(inference: Inference, solution: Solution) -> LabelProblem:
-    """The label problem that the solution solves, built anew."""
+    """The label problem that the solution solves, built anew, with labels for every block: what is asked is about one value."""
     labels = solution.labels
-    problem = LabelProblem(inference, solution.degrees, solution.prices, set(labels.exchanged), solution.local, solution.prefer, labels.split)
+    problem = LabelProblem(inference, solution.degrees, solution.prices, set(labels.exchanged), solution.local, solution.prefer, labels.split, apart=True)
     problem.build()
     return problem
 
@@ -82,7 +82,7 @@ def other_placement(inference: Inference, solution: Solution, members: Set[Node]
         prefer = {n: atoms for n, atoms in solution.prefer.items() if n not in members} if members & solution.along_batch else solution.prefer
         trial = _resolved(inference, replace(solution, prefer=prefer), members, exchanged=True)
         # As in `solve`: collectives that local attention does without must be worth their price.
-        call = solution.prices.keys if members <= solution.local else solution.prices.call
+        call = keys_price(members, inference, solution.prices) if members <= solution.local else solution.prices.call
         cost = trial.labels.cost + calls(solution.degrees) * call * len(members)
         received = attention_bytes(inference, trial, node, solution.degrees)
         return Alternative(mesh_name(solution.degrees), attention_seconds(inference, trial, node, solution.degrees, machine), cost, received)
@@ -174,4 +174,4 @@ def force(problem: LabelProblem, solution: Solution, node: Node) -> Forced | Non
     cost, _ = cut.solve()
     for v, price in zip(own, before, strict=True):
         costs[v] = price
-    return Forced(sharded, cost + problem.base, yes, no, gather)
+    return Forced(sharded, cost, yes, no, gather)

@@ -1,4 +1,4 @@
-"""What of a value may be sharded at all: one factor of one dim; and which values only keys are made of."""
+"""What of a value may be sharded at all: one factor of one dim, where it comes from one place; and which values only keys are made of."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Set
 
 from torch.fx import Node
 
-from seqpar.partitioner.atoms import Axis
+from seqpar.partitioner.atoms import AtomTable, Axis
 from seqpar.partitioner.infer import Inference
+from seqpar.partitioner.relation import Relation
 
 
 def origin(node: Node) -> Node:
@@ -49,3 +50,24 @@ def heaviest_factor(inference: Inference, axis: Axis, prefer: Set[int] = frozens
     factors = inference.table.expand_axis(axis)
     found = [[a for a in f if a in inference.sequences and sum(a in g for g in factors) == 1] for f in factors]
     return max(found, key=lambda atoms: max((weight(inference, a, prefer) for a in atoms), default=(False, -math.inf)), default=[])
+
+
+def flowing(table: AtomTable, relation: Relation, dim: int) -> set[int]:
+    """Atoms that reach an output dim from one place of each operand; two places would leave open which one is cut."""
+    found: set[int] = set()
+    unclear: set[int] = set()
+    for i in range(len(relation.operands)):
+        factors = [set(f) for (j, d), outs in relation.flows.items() if j == i and dim in outs for f in table.expand_axis(relation.operand_axes[i][d])]
+        for k, factor in enumerate(factors):
+            unclear |= {a for a in factor if any(a in other for other in factors[k + 1 :])}
+            found |= factor
+    return found - unclear
+
+
+def share_of(table: AtomTable, axis: Axis, atom: int) -> float:
+    """Part of a dim's positions that belongs to an atom."""
+    for factor in table.expand_axis(axis):
+        if atom in factor:
+            length = table.sizes.hint(table.factor_length(factor))
+            return factor.count(atom) * table.sizes.hint(table.length(atom)) / max(length, 1)
+    return 0.0

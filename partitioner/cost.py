@@ -47,7 +47,8 @@ class Machine:
         bytes_per_s: bytes that one rank receives.
         comm_share: cap of the solver's prices, like the next two: a full exchange costs at most this share of the work it divides.
         call_share: an extra collective must save this share of one attention block's work.
-        keys_share: one that serves only the keys of a cross-attention must save this share of what a rank has of one block. All three infinite: real rates (`at_real_rates`).
+        keys_share: one that serves only the keys of a cross-attention must save this share.
+        encoder_share: if positions attend from these keys as well (an encoder), this share of what a rank has of one block. All four infinite: real rates (`at_real_rates`).
         latency_s: of one collective call; predictions read it, the solver at real rates only.
         memory_bytes: of one rank, for predictions; infinite: unknown.
         name: what is printed.
@@ -57,19 +58,21 @@ class Machine:
     bytes_per_s: float = 150e9
     comm_share: float = 0.02  # cap: full exchange <= this share of the work saved by dividing it
     call_share: float = 0.02  # an extra collective must save this share of one attention block's work
-    keys_share: float = 0.1  # one that only serves the keys of a cross-attention must save this share of a rank's part of one block
+    keys_share: float = 0.5  # one that only serves the keys of a cross-attention must save this share
+    encoder_share: float = 0.1  # or this share of a rank's part of one block, if the keys are an encoder's
     latency_s: float = 20e-6
     memory_bytes: float = math.inf
     name: str = "Hopper, NVLink"
 
     def at_real_rates(self) -> Machine:
         """This machine without caps: a byte costs what the link takes for it, a collective its latency."""
-        return replace(self, comm_share=math.inf, call_share=math.inf, keys_share=math.inf)
+        return replace(self, comm_share=math.inf, call_share=math.inf, keys_share=math.inf, encoder_share=math.inf)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective, `keys` per collective for cross-attention keys.
+    """Prices in floating-point operations: `byte` per received byte, `call` per extra collective, `keys` per collective for cross-attention keys,
+    `encoded` if those are a sequence that attends to itself.
 
     real: they are the machine's rates, so the strategies of attentions are compared by time.
     """
@@ -77,7 +80,12 @@ class Prices:
     byte: float
     call: float
     keys: float
+    encoded: float
     real: bool = False
+
+    def serving(self, weight: float) -> float:
+        """Of a collective that serves only keys, of a sequence of this weight (`Inference.sequences`)."""
+        return self.encoded if weight > 0 else self.keys
 
 
 def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int, ranks: int) -> Prices:
@@ -85,11 +93,11 @@ def prices(machine: Machine, work: float, exchange_bytes: float, attentions: int
     byte = machine.flops_per_s / machine.bytes_per_s
     if math.isinf(machine.comm_share):
         call = machine.flops_per_s * machine.latency_s
-        return Prices(byte=byte, call=call, keys=call, real=True)
+        return Prices(byte=byte, call=call, keys=call, encoded=call, real=True)
     if exchange_bytes:
         byte = min(byte, machine.comm_share * saved / exchange_bytes)
     block, latency = work / max(attentions, 1), machine.flops_per_s * machine.latency_s
-    return Prices(byte=byte, call=min(machine.call_share * block, latency), keys=machine.keys_share * block / ranks)
+    return Prices(byte=byte, call=min(machine.call_share * block, latency), keys=machine.keys_share * block, encoded=machine.encoder_share * block / ranks)
 
 
 def numel(value: torch.Tensor, sizes: Sizes) -> int:

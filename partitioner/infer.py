@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.op import Op, outputs_of, shape_of
 from seqpar.partitioner.registry import registry
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.repeats import Repeats, Run
 from seqpar.partitioner.shortened import Shortened, Site
 from seqpar.partitioner.written import find_written
 
@@ -38,6 +39,7 @@ class Inference:
     """Axes and relations of a graph. `sequences`: root atom -> weight (work of the attentions that query with it; `BESIDE` where none does).
 
     input_dependent: values that change with the inputs. All others (tables, positions) every rank has whole anyway; cut copies of them are free.
+    repeats: blocks whose relations are those of another block, with their own operands; their axes are the same ones.
     written: if the graph has no attention node, softmaxes that weigh the rows of a product, or scores that do so without one: attention in a form of its own.
     """
 
@@ -51,6 +53,7 @@ class Inference:
     input_dependent: frozenset[Node] = frozenset()
     written: dict[Node, Node] = field(default_factory=dict)
     shortened: Shortened = field(default_factory=Shortened, repr=False)
+    repeats: Repeats = field(default_factory=Repeats, repr=False)
     answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # of `answer`
 
     def answer(self, key: Hashable, find: Callable[[], Found]) -> Found:
@@ -85,7 +88,15 @@ def changing(graph: Graph) -> frozenset[Node]:
 
 
 def infer(
-    graph: Graph, sizes: Sizes, *, cut: int | None = None, batch: bool = False, fuse: bool = True, begin: Iterable[tuple[str, int]] = (), strides: bool = False
+    graph: Graph,
+    sizes: Sizes,
+    *,
+    cut: int | None = None,
+    batch: bool = False,
+    fuse: bool = True,
+    begin: Iterable[tuple[str, int]] = (),
+    strides: bool = False,
+    repeats: Repeats = Repeats(),  # noqa: B008
 ) -> Inference:
     """Axes for every value of a functional ATen graph whose nodes carry `meta["val"]`.
 
@@ -94,11 +105,12 @@ def infer(
     batch: what attentions have in their batch counts as the sequence, instead of their rows. fuse: False leaves products as they are.
     begin: dims of markers (node name, dim) at which a new sequence begins, that has nothing to do with what it was made of.
     strides: whether dims that strides shorten are products from where they begin, so that both lengths are cut alike.
+    repeats: blocks of which one is read, where that says all there is to say.
     """
     fused: dict[tuple[str, int], tuple[int, int]] = dict.fromkeys(begin, (0, 1))
     dependent, known = changing(graph), dict[Site, tuple[int, ...]]()
     for _ in range(MAX_READINGS):
-        result = _read(graph, sizes, fused, cut or 0, batch, dependent, Shortened(known))
+        result = _read(graph, sizes, fused, cut or 0, batch, dependent, Shortened(known), repeats)
         marks = _products_to_fuse(result) if cut is None and fuse else {}
         answered = result.shortened.answered(result.table) if strides else known
         if not marks.keys() - fused.keys() and answered == known:
@@ -107,13 +119,18 @@ def infer(
         known = answered
     result.fused = bool(fused)
     _add_sequences_beside(result)
+    if repeats and not repeated_alike(result):
+        return infer(graph, sizes, cut=cut, batch=batch, fuse=fuse, begin=begin, strides=strides)
     return result
 
 
-def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool, dependent: frozenset[Node], shortened: Shortened) -> Inference:
+def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, int]], cut: int, batch: bool, dependent: frozenset[Node], shortened: Shortened, repeats: Repeats) -> Inference:
     sizes.forget_conditions()
-    result = Inference(AtomTable(sizes), input_dependent=dependent, shortened=shortened)
+    result = Inference(AtomTable(sizes), input_dependent=dependent, shortened=shortened, repeats=repeats)
     for node in graph.nodes:
+        if node in repeats.like:
+            _read_like(node, repeats.like[node], result)
+            continue
         outs = outputs_of(node)
         if node.op in ("placeholder", "get_attr") and outs:
             begin, table = shortened.begin, result.table
@@ -123,6 +140,9 @@ def _read(graph: Graph, sizes: Sizes, fused: dict[tuple[str, int], tuple[int, in
                 _read_getitem(node, result)
             elif outs:
                 _read_call(node, result, fused)
+    for run in repeats.runs:
+        for weights in run.weights[2:]:
+            result.axes |= {node: result.axes[first] for node, first in zip(weights, run.weights[1], strict=True)}
     if batch:
         _collect_batches(result)
     else:
@@ -147,6 +167,47 @@ def _collect_batches(result: Inference) -> None:
             axes = relation.out_axes[0]
             for atom in (a for axis in axes[: max(1, len(axes) - 3)] for a in result.table.roots(axis)):
                 result.sequences[atom] = result.table.sizes.hint(result.table.length(atom))
+
+
+def _read_like(node: Node, first: Node, result: Inference) -> None:
+    """A node of a copied block. Weights may be noted before those of the block that is read: what their axes are is found out later."""
+    relation = result.relations.get(first)
+    if relation is not None:
+        own = dict(zip(first.all_input_nodes, node.all_input_nodes, strict=True))
+        result.relations[node] = replace(relation, operands=tuple(own[n] for n in relation.operands))
+    if outputs_of(node):
+        result.axes[node] = result.axes.get(first, ())
+
+
+def repeated_alike(result: Inference) -> bool:
+    """Whether every copy begins as the block that was read for it did: then reading it would say the same, with its own weights in the place of others."""
+    repeats, dependent = result.repeats, result.input_dependent
+    same = all((node in dependent) == (first in dependent) for node, first in repeats.like.items())
+    counted = result.attentions or not result.sequences.keys() & _own_roots(result)
+    return same and bool(counted) and all(_begin_alike(result, run) for run in repeats.runs)
+
+
+def _begin_alike(result: Inference, run: Run) -> bool:
+    """Blocks 1 and 2 read equal sequences, and dims of equal length in the place of others."""
+    table, sequences = result.table, result.sequences
+    renamed = {root: root for node in run.shared for axes in result.axes.get(node, ()) for axis in axes for root in table.roots(axis)}
+    for node, following in run.carried:
+        before, after = (tuple(table.expand_axis(axis) for axes in result.axes.get(n, ()) for axis in axes) for n in (node, following))
+        if [list(map(len, axis)) for axis in before] != [list(map(len, axis)) for axis in after]:
+            return False
+        for a, b in zip((a for axis in before for f in axis for a in f), (b for axis in after for f in axis for b in f), strict=True):
+            if renamed.setdefault(a, b) != b or table.length(a) != table.length(b) or (a != b and (a in sequences or b in sequences)):
+                return False
+    return len(set(renamed.values())) == len(renamed)
+
+
+def _own_roots(result: Inference) -> set[int]:
+    """Atoms that every block has of its own (points that it learned, keys that it is given): in copies they stand for others."""
+
+    def roots(nodes: Iterable[Node]) -> set[int]:
+        return {root for n in nodes for axes in result.axes.get(n, ()) for axis in axes for root in result.table.roots(axis)}
+
+    return {root for run in result.repeats.runs for root in roots(run.blocks[1]) - roots(run.blocks[0]) - roots(run.shared)}
 
 
 def _read_getitem(node: Node, result: Inference) -> None:
@@ -174,22 +235,23 @@ def _read_call(node: Node, result: Inference, fused: dict[tuple[str, int], tuple
 
 
 def _collect_sequences(result: Inference, cut: int) -> None:
-    length = result.table.example_length
-    for relation in result.relations.values():
+    length, own = result.table.example_length, _own_roots(result)
+    for node, relation in result.relations.items():
         spec = relation.attention
         if spec is None:
             continue
         queries, keys = (relation.operand_axes[i][-2] for i in (spec.q, spec.k))
-        _add_sequence(result, queries, cut, math.prod(map(length, (*relation.out_axes[0][:-2], queries, keys))))
-        _add_sequence(result, keys, cut, 0)
+        others = own if node in result.repeats.like else frozenset()
+        _add_sequence(result, queries, cut, math.prod(map(length, (*relation.out_axes[0][:-2], queries, keys))), others)
+        _add_sequence(result, keys, cut, 0, others)
 
 
-def _add_sequence(result: Inference, axis: Axis, cut: int, weight: int) -> None:
-    """The factor of `axis` that is to be cut is a sequence, of this weight besides what it has. Strides are never cut."""
+def _add_sequence(result: Inference, axis: Axis, cut: int, weight: int, others: Set[int] = frozenset()) -> None:
+    """The factor of `axis` that is to be cut is a sequence, of this weight besides what it has; but that of `others` is not theirs. Strides are never cut."""
     inner = {root for atom in result.shortened.inner for root in result.table.expand((atom,))}
     factors = [factor for factor in result.table.expand_axis(axis) if not inner.issuperset(factor)]
     for atom in factors[min(cut, len(factors) - 1)] if factors else ():
-        result.sequences[atom] = result.sequences.get(atom, 0) + weight
+        result.sequences[atom] = result.sequences.get(atom, 0) + (weight if atom not in others else 0)
 
 
 def _add_sequences_beside(result: Inference) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence, Set
 import sympy
 from torch.fx import Node
 
-from seqpar.partitioner.candidates import heaviest_factor, key_side, origin, weight
+from seqpar.partitioner.candidates import flowing, heaviest_factor, key_side, origin, share_of, weight
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.division import Degrees, Division, division
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
@@ -33,6 +33,7 @@ from seqpar.partitioner.op import as_length, outputs_of
 from seqpar.partitioner.pins import is_pin, pinned_atoms
 from seqpar.partitioner.real_rates import RealRates
 from seqpar.partitioner.relation import Relation
+from seqpar.partitioner.repeats import Repeats
 from seqpar.partitioner.riders import riders_of
 from seqpar.partitioner.split_keys import received_bytes
 
@@ -45,6 +46,7 @@ class LabelProblem:
 
     exchanged: attentions over the mesh. local: cross-attentions that attend where their queries are; a gather that serves only their keys costs `Prices.keys`.
     prefer: node -> atoms to shard there rather than the heaviest (see `phases`). split: attentions that may be divided along their keys (`split_keys`).
+    apart: whether every block has labels of its own; else those that are alike (`repeats`) have the same, and one of them is priced for all.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LabelProblem:
         local: Set[Node] = frozenset(),
         prefer: Mapping[Node, Set[int]] | None = None,
         split: Set[Node] = frozenset(),
+        apart: bool = False,
     ) -> None:
         self.inference = inference
         self.table = inference.table
@@ -70,13 +73,19 @@ class LabelProblem:
         self.gathers: dict[Key, int] = {}
         self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
-        self.base = self.work = 0.0  # work that no label changes, and all work
+        self.work = 0.0
         self.exchanges: list[tuple[int, float, float]] = []  # vertex, and what attentions move if it says yes, no
         self.divisible, self.beside = inference.input_dependent, key_side(inference, local)
         self.rates = RealRates(inference, degrees, prices)
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
+        self.repeats = Repeats() if apart or self.prefer or not self._chosen_alike() else inference.repeats
+        self.current: Node | None = None  # that is priced
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
+
+    def _chosen_alike(self) -> bool:
+        """Whether attentions of blocks that are alike are to do the same."""
+        return all((node in chosen) == (first in chosen) for node, first in self.inference.repeats.like.items() if node in self.inference.relations for chosen in (self.exchanged, self.split))
 
     # -- which dims may be sharded ---------------------------------------------------------------
     def atoms(self, node: Node, dim: int) -> list[int]:
@@ -116,14 +125,17 @@ class LabelProblem:
     def solve(self) -> Labels:
         self.build()
         cost, answers = self.problem.solve()
-        sharded = {key for key, v in self.vertices.items() if answers[v]}
+        sharded = self.repeats.for_all({key for key, v in self.vertices.items() if answers[v]})
         floor = self.work / self.degrees.ranks + sum(yes if answers[v] else no for v, yes, no in self.exchanges)
         split = {node for node, dim, _ in sharded if dim == KEYS and node in self.split}
-        return Labels(sharded, set(self.exchanged), split, cost + self.base, floor)
+        return Labels(sharded, set(self.exchanged), split, cost, floor)
 
     def build(self) -> None:
         """All vertices and prices."""
         for node, relation in self.inference.relations.items():
+            if node in self.repeats.like:
+                continue
+            self.current, self.problem.times = node, self.repeats.times.get(node, 1)
             self._add_outputs(node, relation)
             if node in self.exchanged:
                 self._add_exchange(node, relation)
@@ -131,42 +143,32 @@ class LabelProblem:
                 self._add_split(node, relation)
             else:
                 self._add_operands(node, relation)
+        self.current, self.problem.times = None, 1
         self._add_results()
 
     def _add_outputs(self, node: Node, relation: Relation) -> None:
         """Vertices of a node's results, with the price of computing them."""
         dim = self.candidate(node)
         work = node_work(node, self.sizes)
-        self.work += work
+        self.work += work * self.problem.times
         if dim is None:
-            self.base += work
+            self.problem.pay(work)
             return
         axes, divided = self.inference.axes[node], work * self.rates.local_causal(relation, dim)
-        made, flowing, covered = relation.makes or dim in relation.windows, self._flowing(relation, dim), 0.0
+        made, reaching, covered = relation.makes or dim in relation.windows, flowing(self.table, relation, dim), 0.0
         for atom in self.atoms(node, dim):
-            share = self._share(axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
+            share = share_of(self.table, axes[0][dim], atom) if len(axes) == 1 else 1 / max(len(self.atoms(node, dim)), 1)
             if node in self.exchanged:
                 self._add_attention_output(node, dim, atom, share, work * share / self.degrees.ranks)
             elif is_pin(node):
                 if self.long_enough(atom):
                     self._vertex((node, dim, atom), yes=0.0, no=INF)
-            elif node in self.divisible and dim not in relation.whole and (made or atom in flowing) and (self.long_enough(atom) or self.riders.rides_in_all(self.inference, node, dim, atom)) and self._reaches(relation, dim, atom):
+            elif node in self.divisible and dim not in relation.whole and (made or atom in reaching) and (self.long_enough(atom) or self.riders.rides_in_all(self.inference, node, dim, atom)) and self._reaches(relation, dim, atom):
                 price = self._call_price(node, relation, dim)
                 whole = INF if self.rates.main.get(node) == atom else work * share
                 self._vertex((node, dim, atom), yes=divided * share * self.busiest(atom) + price, no=whole)
                 covered += share
-        self.base += work * (1 - covered) if node not in self.exchanged else 0.0
-
-    def _flowing(self, relation: Relation, dim: int) -> set[int]:
-        """Atoms that reach an output dim from one place of each operand; two places would leave open which one is cut."""
-        found: set[int] = set()
-        unclear: set[int] = set()
-        for i in range(len(relation.operands)):
-            factors = [set(f) for (j, d), outs in relation.flows.items() if j == i and dim in outs for f in self.table.expand_axis(relation.operand_axes[i][d])]
-            for k, factor in enumerate(factors):
-                unclear |= {a for a in factor if any(a in other for other in factors[k + 1 :])}
-                found |= factor
-        return found - unclear
+        self.problem.pay(work * (1 - covered) if node not in self.exchanged else 0.0)
 
     def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
         """Parts are long enough to serve their neighbours' halos; only a dim whose outermost factor is one atom has neighbours, and one that is an atom windows, at fixed places.
@@ -202,14 +204,6 @@ class LabelProblem:
         """Share of an atom's positions on the rank that has most of them; a rider's are in the place of some of its host's."""
         length = self.sizes.hint(self.table.length(atom))
         return 1 / self.degrees.ranks if atom in self.riders.hosts else -(-length // self.degrees.ranks) / max(length, 1)
-
-    def _share(self, axis: tuple[tuple[int, ...], ...], atom: int) -> float:
-        """Part of a dim's positions that belongs to an atom."""
-        for factor in self.table.expand_axis(axis):
-            if atom in factor:
-                length = self.sizes.hint(self.table.factor_length(factor))
-                return factor.count(atom) * self.sizes.hint(self.table.length(atom)) / max(length, 1)
-        return 0.0
 
     def _vertex(self, key: Key, yes: float, no: float) -> int:
         vertex = self.problem.vertex(yes, no)
@@ -265,7 +259,7 @@ class LabelProblem:
                 vertex = self.vertices.get((origin(operand), dim, atom))
                 if vertex is not None:
                     moved = self._moved(operand, dim, atom) * self.prices.byte
-                    self.problem.yes_cost[vertex] += moved / self.degrees.ranks + self.prices.call
+                    self.problem.add(vertex, moved / self.degrees.ranks + self.prices.call)
                     self.problem.edge(vertex, copy, moved * (1 - 1 / self.degrees.ranks))
         out_dim = self.candidate(node)
         for atom in turned:
@@ -273,7 +267,7 @@ class LabelProblem:
 
     def _moved(self, operand: Node, dim: int, atom: int) -> float:
         """Bytes that a gather of one atom brings to every rank."""
-        share = self._share(self.inference.axes[operand][0][dim], atom)
+        share = share_of(self.table, self.inference.axes[operand][0][dim], atom)
         return nbytes(operand.meta["val"], self.sizes) * share * (1 - 1 / self.degrees.ranks)
 
     def _target(self, node: Node, relation: Relation, i: int, dim: int, atom: int, out_dim: int | None) -> int | None:
@@ -290,10 +284,10 @@ class LabelProblem:
             if key not in self.vertices:
                 work = node_work(node, self.sizes)
                 moved = 2 * nbytes(outputs_of(node)[0], self.sizes) * (1 - 1 / self.degrees.ranks)
-                share = self._share(relation.operand_axes[i][dim], atom)
+                share = share_of(self.table, relation.operand_axes[i][dim], atom)
                 price = share * moved * self.prices.byte + share * self.prices.call
                 self._vertex(key, yes=share * work * self.busiest(atom) + price, no=share * work)
-                self.base -= share * work
+                self.problem.pay(-share * work)
             return self.vertices[key]
         return self.whole
 
@@ -308,19 +302,18 @@ class LabelProblem:
 
     def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call."""
-        key = (origin(operand), dim, atom)
-        vertex = self.vertices.get(key)
-        if vertex is None:
-            return
-        gather_key = (operand, dim, atom)
-        gather = self.gathers.get(gather_key)
-        if gather is None:
-            gather = self.gathers[gather_key] = self.problem.vertex()
-            call = 0.0 if packed is not None else self.prices.keys if operand in self.beside else self.prices.call
-            self.problem.edge(vertex, gather, self._moved(operand, dim, atom) * self.prices.byte + call)
-            if packed is not None:
-                self.problem.edge(vertex, packed, INF)
-        self.problem.edge(gather, target, INF)
+        for value in self.repeats.read(self.current, operand):
+            vertex = self.vertices.get((origin(value), dim, atom))
+            if vertex is None:
+                continue
+            gather = self.gathers.get((value, dim, atom))
+            if gather is None:
+                gather = self.gathers[value, dim, atom] = self.problem.vertex()
+                call = 0.0 if packed is not None else self.prices.serving(self.inference.sequences.get(atom, 0)) if value in self.beside else self.prices.call
+                self.problem.edge(vertex, gather, (self._moved(value, dim, atom) * self.prices.byte + call) * self.repeats.times.get(value, 1), times=1)
+                if packed is not None:
+                    self.problem.edge(vertex, packed, INF)
+            self.problem.edge(gather, target, INF)
 
     def _add_results(self) -> None:
         for node in self.inference.axes:
@@ -343,7 +336,10 @@ class LabelProblem:
         gathered = 0.0 if ring else max(counted.result(atom, whole=True)) * self.prices.byte
         only = ring or (self.rates.main.get(node) == atom and self.long_enough(atom))
         if only or self.long_enough(atom):
-            self.exchanges.append((self._vertex((node, dim, atom), yes=work + back, no=INF if only else work + gathered), back, gathered))
+            self._note_exchange(self._vertex((node, dim, atom), yes=work + back, no=INF if only else work + gathered), back, gathered)
+
+    def _note_exchange(self, vertex: int, yes: float, no: float) -> None:
+        self.exchanges.append((vertex, yes * self.problem.times, no * self.problem.times))
 
     def _add_exchange(self, node: Node, relation: Relation) -> None:
         spec = relation.attention
@@ -378,8 +374,8 @@ class LabelProblem:
             if not self.long_enough(key[2]) and not self.riders.rides(key[2], together):
                 return self.whole
             vertex = self._vertex(key, yes=0.0, no=0.0)
-        self.problem.yes_cost[vertex] += moved * self.prices.byte
-        self.exchanges.append((vertex, moved * self.prices.byte, 0.0))
+        self.problem.add(vertex, moved * self.prices.byte)
+        self._note_exchange(vertex, moved * self.prices.byte, 0.0)
         return vertex
 
     # -- attention divided along its keys ------------------------------------------------------------------
@@ -389,10 +385,10 @@ class LabelProblem:
         keys, merged, targets = relation.operand_axes[spec.k][-2], self.problem.vertex(), dict[int, int]()
         self.problem.edge(merged, self.whole, received_bytes(self.inference, relation, self.degrees.ranks) * self.prices.byte + self.prices.call)
         for atom in filter(self.long_enough, heaviest_factor(self.inference, keys)):
-            share = work * self._share(keys, atom)
+            share = work * share_of(self.table, keys, atom)
             targets[atom] = self._vertex((node, KEYS, atom), yes=share * self.busiest(atom), no=share)
             self.problem.edge(targets[atom], merged, INF)
-            self.base -= share
+            self.problem.pay(-share)
         for i, operand in enumerate(relation.operands):
             dim = self.candidate(operand)
             parts = targets if i in (spec.k, spec.v) and dim == len(self.inference.axes[operand][0]) - 2 else {}

@@ -17,20 +17,29 @@ class CutProblem:
     """Vertices are numbered from 0; each ends on the source side ("yes") or on the sink side ("no").
 
     `no_cost` / `yes_cost` accumulate the price of each answer (float, any unit; `math.inf` forbids it);
-    an edge a -> b with a price is paid if a says yes and b says no.
+    an edge a -> b with a price is paid if a says yes and b says no. `paid`: whatever the answers are. `times`: how often prices count that are given from now on.
     """
 
     no_cost: list[float] = field(default_factory=list)
     yes_cost: list[float] = field(default_factory=list)
     edges: dict[tuple[int, int], float] = field(default_factory=dict)
+    paid: float = 0.0
+    times: float = 1
 
     def vertex(self, yes: float = 0.0, no: float = 0.0) -> int:
-        self.yes_cost.append(yes)
-        self.no_cost.append(no)
+        self.yes_cost.append(yes * self.times)
+        self.no_cost.append(no * self.times)
         return len(self.yes_cost) - 1
 
-    def edge(self, a: int, b: int, price: float) -> None:
-        self.edges[(a, b)] = self.edges.get((a, b), 0.0) + price
+    def pay(self, price: float) -> None:
+        self.paid += price * self.times
+
+    def add(self, vertex: int, yes: float) -> None:
+        """Let a "yes" cost more."""
+        self.yes_cost[vertex] += yes * self.times
+
+    def edge(self, a: int, b: int, price: float, times: float | None = None) -> None:
+        self.edges[(a, b)] = self.edges.get((a, b), 0.0) + price * (self.times if times is None else times)
 
     def tie(self, a: int, b: int) -> None:
         """Both get the same answer."""
@@ -42,7 +51,7 @@ class CutProblem:
         count = len(self.yes_cost)
         source, sink = count, count + 1
         arcs: list[tuple[int, int, float]] = [(a, b, w) for (a, b), w in self.edges.items()]
-        base = 0.0
+        base = self.paid
         for v in range(count):
             yes, no = self.yes_cost[v], self.no_cost[v]
             common = min(yes, no)

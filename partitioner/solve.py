@@ -68,7 +68,7 @@ def solve(
     crossing = {n: r for n, r in attentions.items() if local_keys and n in exchanged and is_cross(r, inference)}
     for members in classes(crossing, inference):
         trial = LabelProblem(inference, degrees, price, best.exchanged - members, local | members).solve()
-        if trial.cost < best.cost + calls(degrees) * price.keys * len(members):
+        if trial.cost < best.cost + calls(degrees) * keys_price(members, inference, price) * len(members):
             best = trial
             local |= members
             reasons |= {n: "attending locally costs less than exchanging" for n in members}
@@ -137,6 +137,12 @@ def is_cross(relation: Relation, inference: Inference) -> bool:
     return not queries & keys
 
 
+def keys_price(members: Set[Node], inference: Inference, price: Prices) -> float:
+    """Per collective that equal cross-attentions do without where they attend locally."""
+    relation = inference.relations[next(iter(members))]
+    return price.serving(max((inference.sequences.get(a, 0) for a in inference.table.roots(relation.operand_axes[relation.attention.k][-2])), default=0))
+
+
 def _rows_are_even(node: Node, relation: Relation, inference: Inference, degrees: Degrees) -> bool:
     """Its heads are not evenly divided, and its rows would be: keeping the rows and gathering keys is an alternative whatever the rates."""
     heads = inference.table.example_length(relation.operand_axes[relation.attention.q][1])
@@ -177,7 +183,7 @@ def _prices(inference: Inference, attentions: dict[Node, Relation], degrees: Deg
         k, v = (nbytes(relation.operands[i].meta["val"], sizes) for i in (spec.k, spec.v))
         over_mesh = (2 * out + k + v) / r * (u - 1) / u / u + (k + v) / u * (r - 1) / r
         if heads % u and cannot_exchange(node, relation, inference, degrees) is None:
-            over_mesh = mesh_bytes(inference, degrees, node, division(inference, degrees, Prices(0.0, 0.0, 0.0), node))
+            over_mesh = mesh_bytes(inference, degrees, node, division(inference, degrees, Prices(0.0, 0.0, 0.0, 0.0), node))
         # What dividing an attention costs does not vanish because its keys are few: at least an exchange of its rows.
         moved += max(over_mesh, (2 * out + k + v) * (u * r - 1) / (u * r) ** 2)
     moved += sum(_mixed_bytes(n, rel, inference) for n, rel in inference.relations.items()) * (1 - 1 / degrees.ranks)

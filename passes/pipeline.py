@@ -22,6 +22,7 @@ from seqpar.partitioner.infer import BESIDE, Inference, infer
 from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.lengths import Sizes
 from seqpar.partitioner.marker import graph_line
+from seqpar.partitioner.repeats import Repeats, find_repeats
 from seqpar.partitioner.solve import Solution, is_cross, solve
 from seqpar.passes.apart import operands_apart
 from seqpar.passes.boundary import detach
@@ -232,7 +233,8 @@ def partition(
         check_sizes_known(traced)
         traced = replace(traced, gm=run_passes(traced.gm, (*(NORMALISE if options.recognise else ()), *(TIDY if options.tidy else ())), dump))
     with stage("infer", "inferring what the dims of %d operators are", len(traced.gm.graph.nodes)):
-        inference = infer(traced.gm.graph, sizes, fuse=options.fuse)
+        repeats = find_repeats(traced.gm.graph) if options.repeats and not pinned and ulysses * ring > 1 else Repeats()
+        inference = infer(traced.gm.graph, sizes, fuse=options.fuse, repeats=repeats)
     notes = check_plan(as_traced, traced.gm, inference) if pinned else ()
     inferred = time.perf_counter()
     degrees = Degrees(ulysses, ring)
@@ -275,7 +277,7 @@ def _cheaper(
     for cut in [*cuts, {}, {"batch": True}] if inference.shortens else cuts:
         if "cut" not in cut and _whole_share(*best) < 1 - CLEARLY:
             break
-        other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), **cut, strides=inference.shortens)
+        other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), **cut, strides=inference.shortens, repeats=inference.repeats)
         trial = solve(other, degrees, machine, local_keys=options.local_keys, phases=options.phases)
         on_mesh = meshed <= {n.name for n in trial.labels.exchanged | trial.along_batch}
         if (on_mesh or "batch" in cut) and trial.labels.cost < CLEARLY * best[1].labels.cost:
@@ -301,6 +303,6 @@ def _along_batch(
     inference: Inference, solution: Solution, traced: Traced, degrees: Degrees, machine: Machine | None
 ) -> tuple[Inference, Solution]:
     """No attention has rows for all ranks (few frames): what they have in their batch (pixels) is divided instead."""
-    other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), batch=True)
+    other = infer(traced.gm.graph, Sizes(symbol_hints(traced.shape_env)), batch=True, repeats=inference.repeats)
     trial = solve(other, degrees, machine)
     return (other, trial) if trial.labels.sharded else (inference, solution)

@@ -44,7 +44,7 @@ from seqpar.verification import SimulatedInterpreter, difference, same_bits
 
 aten = torch.ops.aten
 RANKS = (2, 3, 4)
-FREE = Prices(byte=0.0, call=0.0, keys=0.0)
+FREE = Prices(byte=0.0, call=0.0, keys=0.0, encoded=0.0)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-6, torch.complex64: 1e-6, torch.complex128: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 MOVING = ("view", "parts", "index", "create")  # rule files whose operators must be exact
 REORDERED = 20  # a sum taken in parts may differ by so many times more, where its terms cancel

@@ -24,7 +24,7 @@ def test_shared_where_uneven_and_worth_it_and_always_with_too_few_heads(heads, m
     traced = trace(Attention(), tuple(torch.randn(1, heads, 32, 4) for _ in range(3)), {}, dynamic=False)
     inference = infer(traced.gm.graph, Sizes())
     (node,) = (n for n, r in inference.relations.items() if r.attention is not None)
-    found = division(inference, Degrees(*mesh), Prices(price, price, price), node)
+    found = division(inference, Degrees(*mesh), Prices(price, price, price, price), node)
     assert found.shared is shared and found.degrees == (Degrees(mesh[0] * mesh[1], 1) if shared else Degrees(*mesh))
     assert bool(found.reason) == (heads == 6 and not shared)
 

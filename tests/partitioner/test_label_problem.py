@@ -15,7 +15,7 @@ from seqpar.partitioner.solve import solve
 from seqpar.passes.trace import trace
 
 SLOW = Machine(flops_per_s=1e9, bytes_per_s=1e3, comm_share=1e9)  # moving anything costs more than computing it
-FREE = Machine(comm_share=0.0, call_share=0.0, keys_share=0.0)
+FREE = Machine(comm_share=0.0, call_share=0.0, keys_share=0.0, encoder_share=0.0)
 FAIR = Machine(flops_per_s=1e9, bytes_per_s=2e7, comm_share=1e9, call_share=0.0)  # 50 operations per byte
 
 

@@ -14,7 +14,7 @@ from seqpar.runtime.ring import ring_attention
 from seqpar.runtime.ulysses import heads_to_seq, seq_to_heads
 from seqpar.verification import verify, verify_traced
 
-FREE = Machine(comm_share=0.0, call_share=0.0, keys_share=0.0)  # everything that can be sharded is
+FREE = Machine(comm_share=0.0, call_share=0.0, keys_share=0.0, encoder_share=0.0)  # everything that can be sharded is
 aten = torch.ops.aten
 MESHES = [(2, 1), (1, 2), (3, 1), (2, 2), (1, 4)]
 
