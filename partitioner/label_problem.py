@@ -68,8 +68,7 @@ class LabelProblem:
         self.exchanged = exchanged
         self.split = split
         self.prefer = prefer or {}
-        self.problem = CutProblem()
-        self.vertices: dict[Key, int] = {}
+        self.problem, self.vertices = CutProblem(), dict[Key, int]()
         self.gathers: dict[Key, int] = {}
         self.switches: dict[tuple[Node, frozenset[int]], int] = {}
         self.whole = self.problem.vertex(yes=INF)
@@ -80,6 +79,7 @@ class LabelProblem:
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self.repeats = Repeats() if apart or self.prefer or not self._chosen_alike() else inference.repeats
         self.current: Node | None = None  # that is priced
+        self.handed_on: list[tuple[Node, int, int, int, int | None]] = []  # what blocks that stand for others read of one another: arguments of `_read`
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
 
@@ -144,6 +144,8 @@ class LabelProblem:
             else:
                 self._add_operands(node, relation)
         self.current, self.problem.times = None, 1
+        for read in self.handed_on:
+            self._read(*read)
         self._add_results()
 
     def _add_outputs(self, node: Node, relation: Relation) -> None:
@@ -302,18 +304,20 @@ class LabelProblem:
 
     def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None) -> None:
         """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call."""
-        for value in self.repeats.read(self.current, operand):
-            vertex = self.vertices.get((origin(value), dim, atom))
-            if vertex is None:
-                continue
-            gather = self.gathers.get((value, dim, atom))
-            if gather is None:
-                gather = self.gathers[value, dim, atom] = self.problem.vertex()
-                call = 0.0 if packed is not None else self.prices.serving(self.inference.sequences.get(atom, 0)) if value in self.beside else self.prices.call
-                self.problem.edge(vertex, gather, (self._moved(value, dim, atom) * self.prices.byte + call) * self.repeats.times.get(value, 1), times=1)
-                if packed is not None:
-                    self.problem.edge(vertex, packed, INF)
-            self.problem.edge(gather, target, INF)
+        if self.current in self.repeats.times and operand in self.repeats.carried:  # so do the next blocks, of what this one makes
+            self.handed_on.append((self.repeats.carried[operand], dim, atom, target, packed))
+        value = self.repeats.like.get(operand, operand)
+        vertex = self.vertices.get((origin(value), dim, atom))
+        if vertex is None:
+            return
+        gather = self.gathers.get((value, dim, atom))
+        if gather is None:
+            gather = self.gathers[value, dim, atom] = self.problem.vertex()
+            call = 0.0 if packed is not None else self.prices.serving(self.inference.sequences.get(atom, 0)) if value in self.beside else self.prices.call
+            self.problem.edge(vertex, gather, (self._moved(value, dim, atom) * self.prices.byte + call) * self.repeats.times.get(value, 1), times=1)
+            if packed is not None:
+                self.problem.edge(vertex, packed, INF)
+        self.problem.edge(gather, target, INF)
 
     def _add_results(self) -> None:
         for node in self.inference.axes:

@@ -51,12 +51,6 @@ class Repeats:
     def __bool__(self) -> bool:
         return bool(self.runs)
 
-    def read(self, reader: Node | None, value: Node) -> Iterator[Node]:
-        """What stands for a value that is read: by a block that stands for others, also for what the next ones read."""
-        yield self.like.get(value, value)
-        if reader in self.times and value in self.carried:
-            yield self.carried[value]
-
     def for_all(self, keys: set[Key]) -> set[Key]:
         """Labels of all blocks, of those of the blocks that stand for them."""
         found: dict[Node, list[tuple[int, int]]] = {}

@@ -26,6 +26,7 @@ from seqpar.partitioner.op import as_length, shape_of
 from seqpar.partitioner.relation import Relation
 from seqpar.passes.agree import diverging
 from seqpar.passes.attend import emit_exchange, emit_local_causal, emit_split
+from seqpar.passes.copied_blocks import CopiedBlocks
 from seqpar.passes.expressions import ExpressionEmitter
 from seqpar.passes.localise import localise, refuse_random
 from seqpar.passes.turn import emit_switch, switch_places
@@ -51,16 +52,19 @@ class Emitter:
         self.diverging = diverging(view)
 
     def run(self) -> Graph:
+        copied = CopiedBlocks(self, self.view.inference.repeats)
         for node in self.source.nodes:
+            if copied.has(node):
+                continue
             self.current = node
             if node.op in ("placeholder", "get_attr"):
-                copied = self.graph.node_copy(node)
+                emitted = self.graph.node_copy(node)
                 if node.op == "placeholder":
-                    self.sizes.add_placeholder(copied)
+                    self.sizes.add_placeholder(emitted)
                 if node in self.view.inference.axes:
-                    self.define(node, copied)
+                    self.define(node, emitted)
                 else:
-                    self.others[node] = copied
+                    self.others[node] = emitted
             elif node.op == "output":
                 self.graph.output(map_arg(node.args[0], self.result))
             elif node.target is operator.getitem and node.args[0] in self.view.inference.axes:
@@ -68,8 +72,7 @@ class Emitter:
             elif node in self.view.inference.relations:
                 self.emit_call(node, self.view.inference.relations[node])
             elif not _is_size(node):
-                copied = self.graph.node_copy(node, self.any_value)
-                self.others[node] = copied
+                self.others[node] = self.graph.node_copy(node, self.any_value)
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return self.graph
