@@ -62,7 +62,7 @@ class RealRates:
         if not self.prices.real or found.degrees.ring == 1:
             return found.uneven
         ranks, length = self.degrees.ranks, self.sizes.hint(self.inference.table.length(atom))
-        return found.uneven * -(-length // ranks) * ranks / length
+        return found.uneven * -(-length // ranks) * ranks / max(length, 1)  # 0: where two parts end together in the example only
 
     def exposed(self, node: Node, relation: Relation, found: Division) -> float:
         """Share of a rotating block's price that counts: it travels while the one before it is attended, unless the link is slower than that."""

@@ -37,6 +37,7 @@ def cases(draw: st.DrawFn):
     heads = draw(st.integers(1, 6))
     kv_heads = draw(st.sampled_from([h for h in range(1, heads + 1) if heads % h == 0]))
     steps = draw(st.lists(st.tuples(st.sampled_from(programs.STEPS), st.integers(0, 5)), min_size=1, max_size=5))
+    steps = draw(st.sampled_from([steps, steps, steps[:2] * 6]))  # also blocks that are alike (`partitioner/repeats.py`)
     image, text = draw(st.integers(1, 24)), draw(st.integers(1, 8))
     program = programs.Program(
         image=image,

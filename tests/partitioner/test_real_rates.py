@@ -162,3 +162,22 @@ def test_plan_takes_hardware_by_name():
     assert [a.strategy for a in slow.attention] == ["local", "gather input"]
     with pytest.raises(MeshError, match="no hardware profile 'abacus'"):
         seqpar.plan(Model(), inputs, hardware="abacus")
+
+
+class Masked(nn.Module):
+    """The mask has a length of its own: that it ends where the words do is known of the example only."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, image, words, keep):
+        x = self.block(torch.cat([words, image], 1), torch.cat([keep, keep.new_ones(image.shape[:2])], 1)[:, None, None])
+        return x[:, words.shape[1] :], x[:, : words.shape[1]]
+
+
+def test_a_part_without_positions_in_the_example():
+    keep = torch.ones(2, 7, dtype=torch.bool)
+    keep[1, 3:] = False
+    found = trace(Masked().eval(), (torch.randn(2, 14, WIDTH), torch.randn(2, 7, WIDTH), keep), {}, dynamic=None)
+    assert verify_traced(found, ulysses=2, ring=2, machine=SLOW).ok
