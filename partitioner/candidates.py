@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Set
 
+import sympy
 from torch.fx import Node
 
 from seqpar.partitioner.atoms import AtomTable, Axis
@@ -71,3 +72,25 @@ def share_of(table: AtomTable, axis: Axis, atom: int) -> float:
             length = table.sizes.hint(table.factor_length(factor))
             return factor.count(atom) * table.sizes.hint(table.length(atom)) / max(length, 1)
     return 0.0
+
+
+def reaches(table: AtomTable, ranks: int, relation: Relation, dim: int, atom: int) -> bool:
+    """Parts are long enough to serve their neighbours' halos; only a dim whose outermost factor is one atom has neighbours, and one that is an atom windows, at fixed places.
+
+    Statistics count every position once: nothing beside the atom may be whole on every rank.
+    """
+    axis = table.expand_axis(relation.out_axes[0][dim])
+    if dim in relation.pooled:
+        return (atom,) in axis
+    if dim in relation.windows:
+        return axis == ((atom,),)
+    if dim not in relation.halo:
+        return True
+    around, inner = relation.halo[dim], table.axis_length(table.expand_axis(relation.operand_axes[0][dim])[1:])  # positions for each of the atom's
+    needed = -(-max(around.before, around.after) // (inner if isinstance(inner, int) else 1)) * ranks
+    length = table.length(atom)
+    if axis[0] != (atom,) or table.sizes.hint(length) < needed:
+        return False
+    if not isinstance(length, int):
+        table.sizes.assume(sympy.Ge(length, needed), (atom,))
+    return True

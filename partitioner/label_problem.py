@@ -18,10 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
-import sympy
 from torch.fx import Node
 
-from seqpar.partitioner.candidates import flowing, heaviest_factor, key_side, origin, share_of, weight
+from seqpar.partitioner.candidates import flowing, heaviest_factor, key_side, origin, reaches, share_of, weight
 from seqpar.partitioner.cost import Prices, nbytes, node_work
 from seqpar.partitioner.division import Degrees, Division, division
 from seqpar.partitioner.exchange_bytes import ExchangeBytes
@@ -79,7 +78,8 @@ class LabelProblem:
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self.repeats = Repeats() if apart or self.prefer or not self._chosen_alike() else inference.repeats
         self.current: Node | None = None  # that is priced
-        self.handed_on: list[tuple[Node, int, int, int, int | None]] = []  # what blocks that stand for others read of one another: arguments of `_read`
+        self.handed, self.last_gathers = set(self.repeats.carried.values()), dict[Key, int]()
+        self.handed_on: list[tuple[Node, int, int, int, int | None, bool]] = []  # what blocks that stand for others read of one another: arguments of `_read`
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
 
@@ -165,33 +165,12 @@ class LabelProblem:
             elif is_pin(node):
                 if self.long_enough(atom):
                     self._vertex((node, dim, atom), yes=0.0, no=INF)
-            elif node in self.divisible and dim not in relation.whole and (made or atom in reaching) and (self.long_enough(atom) or self.riders.rides_in_all(self.inference, node, dim, atom)) and self._reaches(relation, dim, atom):
+            elif node in self.divisible and dim not in relation.whole and (made or atom in reaching) and (self.long_enough(atom) or self.riders.rides_in_all(self.inference, node, dim, atom)) and reaches(self.table, self.degrees.ranks, relation, dim, atom):
                 price = self._call_price(node, relation, dim)
                 whole = INF if self.rates.main.get(node) == atom else work * share
                 self._vertex((node, dim, atom), yes=divided * share * self.busiest(atom) + price, no=whole)
                 covered += share
         self.problem.pay(work * (1 - covered) if node not in self.exchanged else 0.0)
-
-    def _reaches(self, relation: Relation, dim: int, atom: int) -> bool:
-        """Parts are long enough to serve their neighbours' halos; only a dim whose outermost factor is one atom has neighbours, and one that is an atom windows, at fixed places.
-
-        Statistics count every position once: nothing beside the atom may be whole on every rank.
-        """
-        axis = self.table.expand_axis(relation.out_axes[0][dim])
-        if dim in relation.pooled:
-            return (atom,) in axis
-        if dim in relation.windows:
-            return axis == ((atom,),)
-        if dim not in relation.halo:
-            return True
-        around, inner = relation.halo[dim], self.table.axis_length(self.table.expand_axis(relation.operand_axes[0][dim])[1:])  # positions for each of the atom's
-        needed = -(-max(around.before, around.after) // (inner if isinstance(inner, int) else 1)) * self.degrees.ranks
-        length = self.table.length(atom)
-        if axis[0] != (atom,) or self.sizes.hint(length) < needed:
-            return False
-        if not isinstance(length, int):
-            self.sizes.assume(sympy.Ge(length, needed), (atom,))
-        return True
 
     def _call_price(self, node: Node, relation: Relation, dim: int) -> float:
         if dim in relation.pooled:
@@ -302,22 +281,34 @@ class LabelProblem:
         cut = heaviest_factor(self.inference, axis)
         return axis == first and alone and tuple(cut) in axis and all(self.long_enough(a) or self.riders.rides(a, cut) for a in cut)
 
-    def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None) -> None:
-        """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call."""
-        if self.current in self.repeats.times and operand in self.repeats.carried:  # so do the next blocks, of what this one makes
-            self.handed_on.append((self.repeats.carried[operand], dim, atom, target, packed))
+    def _read(self, operand: Node, dim: int, atom: int, target: int, packed: int | None = None, by_next: bool = False) -> None:
+        """`target` reads the operand's atom: paid once per value if the operand is sharded and any reader wants it whole. packed: who pays for the call.
+
+        by_next: the reader stands for the blocks after those that the operand stands for, but for the last one: that block is no copy, and reads for itself.
+        """
+        if self.current in self.repeats.times and operand in self.repeats.carried:
+            self.handed_on.append((self.repeats.carried[operand], dim, atom, target, packed, True))
         value = self.repeats.like.get(operand, operand)
-        vertex = self.vertices.get((origin(value), dim, atom))
+        times, within = self.repeats.times.get(value, 1), self.current in self.repeats.times
+        if value not in self.handed:
+            self._gather(self.gathers, value, dim, atom, target, packed, times)
+        elif within or by_next:
+            self._gather(self.gathers, value, dim, atom, target, packed, times - 1)
+        if value in self.handed and not by_next:
+            self._gather(self.last_gathers, value, dim, atom, target, packed, 1)
+
+    def _gather(self, gathers: dict[Key, int], value: Node, dim: int, atom: int, target: int, packed: int | None, times: int) -> None:
+        """One collective for all readers of this kind, of as many values as this one stands for."""
+        vertex, key = self.vertices.get((origin(value), dim, atom)), (value, dim, atom)
         if vertex is None:
             return
-        gather = self.gathers.get((value, dim, atom))
-        if gather is None:
-            gather = self.gathers[value, dim, atom] = self.problem.vertex()
+        if key not in gathers:
+            gathers[key] = self.problem.vertex()
             call = 0.0 if packed is not None else self.prices.serving(self.inference.sequences.get(atom, 0)) if value in self.beside else self.prices.call
-            self.problem.edge(vertex, gather, (self._moved(value, dim, atom) * self.prices.byte + call) * self.repeats.times.get(value, 1), times=1)
+            self.problem.edge(vertex, gathers[key], (self._moved(value, dim, atom) * self.prices.byte + call) * times, times=1)
             if packed is not None:
                 self.problem.edge(vertex, packed, INF)
-        self.problem.edge(gather, target, INF)
+        self.problem.edge(gathers[key], target, INF)
 
     def _add_results(self) -> None:
         for node in self.inference.axes:

@@ -162,7 +162,7 @@ class TokenSteps(nn.Module):
     def step_pairs(self, image, text, text_mask, extra, i, variant):
         """A value per pair of tokens, with the tokens in two dims of it."""
         pairs = torch.tanh(image[:, :, None, :2] - image[:, None, :, :2]).mean(-1)
-        return image + (pairs @ image if variant % 2 else pairs.mean(dim=2)[..., None]), text
+        return image + (pairs @ image / image.shape[1] if variant % 2 else pairs.mean(dim=2)[..., None]), text
 
     def step_downsample(self, image, text, text_mask, extra, i, variant):
         """Neighbours averaged, and copied back."""

@@ -1,13 +1,17 @@
 """Blocks that are alike: one is read, decided and written for all, and the program is the one that comes out when each is looked at."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from seqpar.models import registry
+from seqpar.partitioner import infer
 from seqpar.partitioner.label_problem import LabelProblem
 from seqpar.partitioner.machines import find_machine
+from seqpar.partitioner.mincut import CutProblem
 from seqpar.partitioner.repeats import find_repeats
 from seqpar.passes.emit import Emitter
 from seqpar.passes.options import Options
@@ -216,11 +220,18 @@ def test_labels_cost_what_they_would_block_by_block():
         assert problem.problem.solve()[0] == pytest.approx(labels.cost, rel=1e-9)
 
 
-def test_what_runs_once(monkeypatch):
-    """Calls are written by `emit_call` for three blocks, whatever the depth: block 0, the one that stands for the others, the first of those, and the last."""
-    written = []
-    monkeypatch.setattr(Emitter, "emit_call", lambda self, node, relation, usual=Emitter.emit_call: (written.append(node), usual(self, node, relation)))
-    partitioned = partition(traced_of(plain), ulysses=2)
-    partitioned.emitted(0)
-    per_block = len(partitioned.inference.repeats.runs[0].blocks[0])
-    assert len(partitioned.inference.relations) - len(written) == (DEPTH - 4) * sum(n in partitioned.inference.relations for n in partitioned.inference.repeats.runs[0].blocks[0]) > per_block
+def test_a_deeper_model_takes_no_more_rules_vertices_and_calls_that_are_written():
+    """Of three blocks (the first, one for all others, the last) what they do is found out and priced; one more is written, to be copied."""
+    counts = []
+    for depth in (DEPTH, DEPTH + 5):
+        traced = traced_of(two_streams, depth)
+        with (
+            mock.patch.object(infer, "_read_call", side_effect=infer._read_call) as read,
+            mock.patch.object(CutProblem, "vertex", side_effect=CutProblem.vertex, autospec=True) as vertex,
+            mock.patch.object(Emitter, "emit_call", side_effect=Emitter.emit_call, autospec=True) as written,
+        ):
+            partitioned = partition(traced, ulysses=2, options=Options(grids=False))
+            partitioned.emitted(0)
+        counts.append((read.call_count, vertex.call_count, written.call_count))
+        assert len(partitioned.plan.attention) == depth
+    assert counts[0] == counts[1] and all(count > 0 for count in counts[0])
