@@ -59,7 +59,8 @@ def division(inference: Inference, degrees: Degrees, prices: Prices, node: Node)
     Fewer heads than `ulysses` are shared. Others are where whole ones leave the work uneven (`ulysses` does not divide them, or a ring is causal and has no
     zigzag order) and evening it out saves more than what the busiest rank receives in addition costs. Shared heads are exchanged over all ranks, instead of a ring.
     """
-    return inference.answer((Division, degrees, prices, node), lambda: _divide(inference, degrees, prices, node))
+    first = inference.repeats.like.get(node, node)
+    return inference.answer((Division, degrees, prices, first), lambda: _divide(inference, degrees, prices, first))
 
 
 def _divide(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Division:

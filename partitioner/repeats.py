@@ -85,7 +85,7 @@ def find_repeats(graph: Graph) -> Repeats:
 def _kind(node: Node) -> Hashable:
     """Equal for calls that differ in what they read only: in which nodes, not in how many or where."""
     places = {n: i for i, n in enumerate(node.all_input_nodes)}
-    said = tuple((key, id(node.meta[key])) for key in ("rule", "flops") if key in node.meta)
+    said = tuple((key, node.meta[key]) for key in ("rule", "flops") if key in node.meta)
     return node.target, _literal(node.args, places), _literal(node.kwargs, places), _form(node), said
 
 

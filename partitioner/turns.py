@@ -60,7 +60,8 @@ class Turns:
 
 def turns_of(inference: Inference, degrees: Degrees, prices: Prices, node: Node) -> Turns:
     """For an attention over the mesh; the same answer on every rank. In every turn all ranks attend as many heads."""
-    return inference.answer((Turns, degrees, prices, node), lambda: _find(inference, prices, node, division(inference, degrees, prices, node)))
+    first = inference.repeats.like.get(node, node)
+    return inference.answer((Turns, degrees, prices, first), lambda: _find(inference, prices, first, division(inference, degrees, prices, first)))
 
 
 def _find(inference: Inference, prices: Prices, node: Node, found: Division) -> Turns:

@@ -3,8 +3,8 @@
 Before: block 2: %h = aten.linear(%x1, %w2); block 3: %h = aten.linear(%x2, %w3)         as traced
 After:  block 2 is written node by node; what it reads of block 1 (in every layout), and its weights, are replaced in a copy of its nodes
 
-Block 2 is the first whose operands come from a block like it (`partitioner/repeats.py`). A block is copied if it reads only what has a counterpart: values of the block before in
-layouts that are at hand there too, weights of its own, what blocks share. Otherwise it is written as if there were no others.
+Block 2 is the first whose operands come from a block like it (`partitioner/repeats.py`). A block is copied if its labels are those of block 2 and it reads only what has a counterpart: values of the
+block before in layouts that are at hand there too, weights of its own, what blocks share. Otherwise it is written as if there were no others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, Node, map_arg
 
+from seqpar.partitioner.labels import Labels
 from seqpar.partitioner.layout import Layout
 from seqpar.partitioner.repeats import Repeats, Run
 
@@ -47,6 +48,7 @@ class CopiedBlocks:
         self.starts: dict[int, Node] = {}  # of blocks 1 and 2 of the run at hand: the last node emitted before
         self.template: Template | None = None
         self.written: set[Node] = set()
+        self.labels = _by_node(emitter.view.labels) if repeats else {}
 
     def has(self, node: Node) -> bool:
         """Whether a node needs no more writing: its block is a copy."""
@@ -57,9 +59,13 @@ class CopiedBlocks:
                 return False
             if index == TEMPLATE + 1:
                 self.template = self._template(run)
-            if self.template is not None and self._copy(self.template, run, index):
+            if self.template is not None and self._decided_alike(run, index) and self._copy(self.template, run, index):
                 self.written.update(run.blocks[index], run.weights[index])
         return node in self.written
+
+    def _decided_alike(self, run: Run, index: int) -> bool:
+        """Whether a block has the labels of the one that is copied: where the cut switches between axes, blocks that are alike may have others."""
+        return all(self.labels.get(node) == self.labels.get(first) for node, first in zip(run.blocks[index], run.blocks[TEMPLATE], strict=True))
 
     def _template(self, run: Run) -> Template | None:
         """None for a block that does what others do not, or reads what has no counterpart."""
@@ -129,6 +135,17 @@ def _begins(source: Graph, repeats: Repeats) -> dict[Node, tuple[Run, int]]:
         for i in range(1, len(run.blocks)):
             members = (run.blocks[i][0], *(n for n in run.weights[i] if order[n] > order[run.blocks[i - 1][-1]]))
             found[min(members, key=order.__getitem__)] = (run, i)
+    return found
+
+
+def _by_node(labels: Labels) -> dict[Node, set[object]]:
+    """All that is decided about every node."""
+    found: dict[Node, set[object]] = {}
+    for node, dim, atom in labels.sharded:
+        found.setdefault(node, set()).add((dim, atom))
+    for kind, nodes in (("exchanged", labels.exchanged), ("split", labels.split)):
+        for node in nodes:
+            found.setdefault(node, set()).add(kind)
     return found
 
 

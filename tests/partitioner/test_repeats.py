@@ -1,5 +1,6 @@
 """Blocks that are alike: one is read, decided and written for all, and the program is the one that comes out when each is looked at."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 from seqpar.models import registry
 from seqpar.partitioner import infer
 from seqpar.partitioner.label_problem import LabelProblem
+from seqpar.partitioner.layout import LayoutView
 from seqpar.partitioner.machines import find_machine
 from seqpar.partitioner.mincut import CutProblem
-from seqpar.partitioner.repeats import find_repeats
+from seqpar.partitioner.repeats import Repeats, find_repeats
 from seqpar.passes.emit import Emitter
 from seqpar.passes.options import Options
 from seqpar.passes.pipeline import partition
@@ -218,6 +220,20 @@ def test_labels_cost_what_they_would_block_by_block():
             costs = problem.problem.no_cost if key in labels.sharded else problem.problem.yes_cost
             costs[vertex] = float("inf")
         assert problem.problem.solve()[0] == pytest.approx(labels.cost, rel=1e-9)
+
+
+def test_a_block_with_other_labels_is_written_itself():
+    """Labels may differ where the cut switches between axes; here one block's MLP is whole, and its attention attends locally."""
+    traced = traced_of(two_streams)
+    partitioned = partition(traced, ulysses=2)
+    block = partitioned.inference.repeats.runs[0].blocks[4]
+    labels = partitioned.solution.labels
+    labels.sharded = {key for key in labels.sharded if key[0] not in block}
+    labels.exchanged -= set(block)
+    view = LayoutView(partitioned.inference, partitioned.solution, 0)
+    apart = LayoutView(replace(partitioned.inference, repeats=Repeats()), partitioned.solution, 0)
+    found, one_by_one = (str(Emitter(partitioned.traced.gm.graph, v, traced.symbols).run()) for v in (view, apart))
+    assert found == one_by_one and found.count("ulysses.seq_to_heads](") == DEPTH - 1
 
 
 def test_a_deeper_model_takes_no_more_rules_vertices_and_calls_that_are_written():
