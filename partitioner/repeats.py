@@ -192,9 +192,9 @@ class _Blocks:
 
     def _is_same(self, node: Node, first: Node, index: int, read: dict[Node, Node]) -> bool:
         """Whether an input of block `index` is to it what `first` is to block 1: made in it or in the block before, the same for all, or a weight of its own."""
-        at, shift = self.place.get(node), (index - 1) * self.length
+        at = self.place.get(node)
         if at is not None and at >= self.start:
-            return at >= self.start + shift and self.place.get(first) == at - shift
+            return self.place.get(first) == at - (index - 1) * self.length
         if first in read:
             return read[first] is node
         read[first] = node

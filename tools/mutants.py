@@ -96,7 +96,7 @@ EMIT_MUTANTS = (
     Mutant("a sharded convolution still pads", "passes/localise.py", "            padding[at] = 0\n", "", ("check_rules conv1d",)),
     Mutant("a window begins at its place among the results", "passes/localise.py", "needed.stride * position + needed.first", "position + needed.first", ("check_rules conv1d conv2d",)),
     Mutant("a window begins behind the padding", "partitioner/rules/conv.py", 'Window(stride, -before,', 'Window(stride, 0,', ("check_rules conv1d conv2d",)),
-    Mutant("a window of a dim of two sequences is taken for one", "partitioner/label_problem.py", "            return axis == ((atom,),)\n        if dim not in relation.halo", "            return True\n        if dim not in relation.halo", ("tests/test_mechanisms.py::test_a_shortened_sequence_that_is_cut_in_two_is_right",)),
+    Mutant("a window of a dim of two sequences is taken for one", "partitioner/candidates.py", "        return axis == ((atom,),)\n    if dim not in relation.halo", "        return True\n    if dim not in relation.halo", ("tests/test_mechanisms.py::test_a_shortened_sequence_that_is_cut_in_two_is_right",)),
     Mutant("a part of length one is squeezed away", "partitioner/rules/view.py", '    op.rewrite = Rewrite("view")', "    pass", (*LOCALISE, "check_rules squeeze")),
     Mutant("the mesh is read the other way round", "passes/attend.py", "self.ring_rank, self.ulysses_rank = divmod(emitter.view.rank, degrees.ulysses)", "self.ulysses_rank, self.ring_rank = divmod(emitter.view.rank, degrees.ring)", ATTEND),
     Mutant("a ring row is as long as one rank's part", "passes/attend.py", "[(j * self.ulysses, (j + 1) * self.ulysses) for j in range(self.ring)]", "[(j, j + 1) for j in range(self.ring)]", ATTEND),
@@ -111,9 +111,9 @@ EMIT_MUTANTS = (
     Mutant("a fill with a number that matters is added", "passes/recognise.py", 'if kind != "add" and number * scale > ABSORBS:', "if False:", RECOGNISE),
     Mutant("a masked fill shows what it should hide", "passes/recognise.py", 'return node if first.kind == "keep" else self.call(aten.logical_not.default, node)', "return node", RECOGNISE),
     Mutant("a switch goes to the parts it comes from", "passes/turn.py", "parts(source, have), index[target]", "parts(source, have), index[source]", ("tests/partitioner/test_phases.py",)),
-    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/label_problem.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
-    Mutant("parts too short for a halo are cut", "partitioner/label_problem.py", "(inner if isinstance(inner, int) else 1)) * self.degrees.ranks", "(inner if isinstance(inner, int) else 1)) * 0", ("check_rules conv1d",)),
-    Mutant("an atom in two places of a dim is cut", "partitioner/label_problem.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
+    Mutant("statistics of a group norm count what is whole on every rank", "partitioner/candidates.py", "return (atom,) in axis", "return True", ("tests/test_mechanisms.py::test_statistics_count_what_every_rank_has_once",)),
+    Mutant("parts too short for a halo are cut", "partitioner/candidates.py", "(inner if isinstance(inner, int) else 1)) * ranks", "(inner if isinstance(inner, int) else 1)) * 0", ("check_rules conv1d",)),
+    Mutant("an atom in two places of a dim is cut", "partitioner/candidates.py", "return found - unclear", "return found", ("tests/partitioner/test_rules.py::test_one_sequence_in_two_places_of_an_operand_is_not_cut",)),
     Mutant("a part of a dim is reduced", "partitioner/label_problem.py", "return axis == first and alone and tuple(cut) in axis and all(", "return all(", ("tests/partitioner/test_chains.py::test_every_choice_of_sequences_is_right",)),
 )  # fmt: skip
 
@@ -237,7 +237,7 @@ FORM_MUTANTS = (
     Mutant("what wraps around is looked up", "passes/relative_shift.py", "and least >= 0 and most >= 0", "and least >= 0", SHIFT),
     Mutant("what lies before a row is looked up", "passes/relative_shift.py", "and least >= 0 and most >= 0", "and most >= 0", SHIFT),
     Mutant("a read is repeated whichever line asks", "passes/replay.py", "(self.records[i].function, self.records[i].where) == (self.function, where)", "self.records[i].function == self.function", ("tests/passes/test_replay.py::test_each_kind_of_read_is_exact_static_and_guarded",)),
-    Mutant("neighbours of a sharded atom are those within it", "partitioner/label_problem.py", "if axis[0] != (atom,) or", "if (atom,) not in axis or", ("tests/test_mechanisms.py::test_a_convolution_over_copies_is_right",)),
+    Mutant("neighbours of a sharded atom are those within it", "partitioner/candidates.py", "if axis[0] != (atom,) or", "if (atom,) not in axis or", ("tests/test_mechanisms.py::test_a_convolution_over_copies_is_right",)),
     Mutant("an enlarged dim is repeated as a whole", "partitioner/op.py", "(*self.axis(operand, dim), *(factor for n in repeats for factor in self.table.fresh_axis(n)))", "(*(factor for n in repeats for factor in self.table.fresh_axis(n)), *self.axis(operand, dim))", ("check_rules upsample_nearest1d upsample_nearest2d",)),
     Mutant("zeros in front of a convolution are on both sides", "passes/conv_padding.py", "before if before == after > 0 else 0", "before if before > 0 else 0", ("tests/test_mechanisms.py",)),
     Mutant("zeros around a part are taken for its rows", "passes/localise.py", "(x, dim, relation.halo[dim].before, emitter.local_shape(node)[dim])", "(x, dim, 0, emitter.local_shape(node)[dim])", ("tests/test_mechanisms.py",)),
@@ -270,4 +270,17 @@ FORM_MUTANTS = (
     Mutant("the sum of every half megabyte counts all words alike", "passes/checksum.py", " * multipliers).sum(1)", ").sum(1)", ("tests/passes/test_checksum.py",)),
 )  # fmt: skip
 
-MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS
+REPEATED = ("tests/partitioner/test_repeats.py",)
+REPEAT_MUTANTS = (
+    Mutant("zeros of both signs are one number", "partitioner/repeats.py", "if isinstance(value, (float, complex, slice)):", "if isinstance(value, slice):", REPEATED),
+    Mutant("anything may read what a copy makes", "partitioner/repeats.py", "if not self._within(node, index, blocks=2) or not all(", "if not all(", REPEATED),
+    Mutant("a weight may be another block's", "partitioner/repeats.py", " and self._within(first, 1, blocks=1)", "", REPEATED),
+    Mutant("copies may begin with other sequences", "partitioner/infer.py", " or (a != b and (a in sequences or b in sequences))", "", REPEATED),
+    Mutant("a sequence of every block weighs as much as all of them", "partitioner/infer.py", "(weight if atom not in others else 0)", "weight", REPEATED),
+    Mutant("one block is priced as one", "partitioner/label_problem.py", "self.current, self.problem.times = node, self.repeats.times.get(node, 1)", "self.current, self.problem.times = node, 1", REPEATED),
+    Mutant("a block that stands for others is read by the first of them only", "partitioner/label_problem.py", "        for read in self.handed_on:\n            self._read(*read)\n", "", REPEATED),
+    Mutant("blocks with other labels are copied", "passes/copied_blocks.py", "self._decided_alike(run, index) and ", "", REPEATED),
+    Mutant("a copied node is noted for the block it was copied from", "passes/copied_blocks.py", "found.update({\"seqpar_source\": source.name}, ", "found.update({}, ", REPEATED),
+)  # fmt: skip
+
+MUTANTS = RULE_MUTANTS + EMIT_MUTANTS + RUNTIME_MUTANTS + GUARD_MUTANTS + PRICE_MUTANTS + FORM_MUTANTS + REPEAT_MUTANTS

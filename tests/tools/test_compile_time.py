@@ -5,6 +5,7 @@ The figures for 10, 20, 40 and 57 full-size blocks: `python -m seqpar.tools.comp
 
 import gc
 from collections.abc import Iterator
+from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -42,21 +43,20 @@ def test_another_cut_of_a_grid_is_tried_where_it_may_pay(layers: int, times: int
 def test_linear_in_blocks() -> None:
     """Against a trace in which every block runs; one that copies those that are alike takes less."""
     timings = [measure("flux", n, ulysses=4, ring=2, full=False, repeats=2, every_block=True) for n in (6, 12, 24)]
-    assert all(t.compile <= 0.5 * t.trace for t in timings), timings
+    assert all(t.compile <= 0.3 * t.trace for t in timings), timings
     copied = measure("flux", 24, ulysses=4, ring=2, full=False, repeats=1)
     assert copied.nodes == timings[-1].nodes and copied.trace < 0.8 * timings[-1].trace, (copied, timings)
-    per_block = [t.per_block for t in timings]
-    assert max(per_block) <= 1.5 * min(per_block), timings
+    assert all(later.per_block <= 1.5 * earlier.per_block for earlier, later in pairwise(timings)), timings
 
 
 def test_what_runs_per_block() -> None:
-    """Counted, not timed: every block costs as many rules as the one before, and counting a program runs an attention once, however many blocks have one like it."""
+    """Counted, not timed: looked at one by one, every block costs as many rules as the one before, and counting a program runs an attention once, however many blocks have one like it."""
     family, rules, rings = registry.get("wan"), [], []
     for layers in (2, 3, 4):
         settings = family.with_layers(family.tiny_config(heads=8), layers)
         traced = trace(family.build(settings, device="meta"), (), family.grid_inputs(settings, rows=16, columns=16, text_len=32, device="meta"), dynamic=False)
         with mock.patch.object(infer, "_read_call", side_effect=infer._read_call) as read, mock.patch.object(ring, "rotate", side_effect=ring.rotate) as rotated:
-            partitioned = pipeline.partition(traced, ulysses=2, ring=2, options=Options(grids=False))
+            partitioned = pipeline.partition(traced, ulysses=2, ring=2, options=Options(grids=False, repeats=False))
             partitioned.program(0)
         around = [node.name for node in partitioned.emitted(0).graph.nodes if node.target is ring.ring_attention]
         assert len(around) == layers and len({partitioned.counts[0].flops[name] for name in around}) == 1
