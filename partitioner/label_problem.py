@@ -78,7 +78,7 @@ class LabelProblem:
         self.riders = riders_of(inference, degrees.ranks, degrees.ring)
         self.repeats = Repeats() if apart or self.prefer or not self._chosen_alike() else inference.repeats
         self.current: Node | None = None  # that is priced
-        self.handed, self.last_gathers = set(self.repeats.carried.values()), dict[Key, int]()
+        self.handed, self.last_gathers = set(self.repeats.handed_on.values()), dict[Key, int]()
         self.handed_on: list[tuple[Node, int, int, int, int | None, bool]] = []  # what blocks that stand for others read of one another: arguments of `_read`
         self._atoms: dict[tuple[Node, int], list[int]] = {}
         self._candidates: dict[Node, int | None] = {}
@@ -286,8 +286,8 @@ class LabelProblem:
 
         by_next: the reader stands for the blocks after those that the operand stands for, but for the last one: that block is no copy, and reads for itself.
         """
-        if self.current in self.repeats.times and operand in self.repeats.carried:
-            self.handed_on.append((self.repeats.carried[operand], dim, atom, target, packed, True))
+        if self.current is not None and (self.current, operand) in self.repeats.handed_on:
+            self.handed_on.append((self.repeats.handed_on[self.current, operand], dim, atom, target, packed, True))
         value = self.repeats.like.get(operand, operand)
         times, within = self.repeats.times.get(value, 1), self.current in self.repeats.times
         if value not in self.handed:

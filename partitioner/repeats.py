@@ -41,12 +41,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Repeats:
-    """like: calls and weights of copies -> their like in the block that stands for them. times: calls of that block -> blocks that they stand for, with their own."""
+    """like: calls and weights of copies -> their like in the block that stands for them. times: calls of that block -> blocks that they stand for, with their own.
+
+    handed_on: (call of that block, value of the block before it) -> the value of this one that the next block reads in its place.
+    """
 
     runs: tuple[Run, ...] = ()
     like: Mapping[Node, Node] = field(default_factory=dict)
     times: Mapping[Node, int] = field(default_factory=dict)
-    carried: Mapping[Node, Node] = field(default_factory=dict)  # of all runs
+    handed_on: Mapping[tuple[Node, Node], Node] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.runs)
@@ -73,13 +76,15 @@ def find_repeats(graph: Graph) -> Repeats:
                 runs += found
                 for run in found:
                     taken[place[run.blocks[0][0]] : place[run.blocks[-1][-1]] + 1] = True
-    like, times = dict[Node, Node](), dict[Node, int]()
+    like, times, handed_on = dict[Node, Node](), dict[Node, int](), dict[tuple[Node, Node], Node]()
     for run in runs:
+        following = dict(run.carried)
+        handed_on |= {(node, n): following[n] for node in run.blocks[1] for n in node.all_input_nodes if n in following}
         first = (*run.blocks[1], *run.weights[1])
         times |= dict.fromkeys(run.blocks[1], len(run.blocks) - 1)
         for block, weights in zip(run.blocks[2:], run.weights[2:], strict=True):
             like |= zip((*block, *weights), first, strict=True)
-    return Repeats(tuple(runs), like, times, dict(pair for run in runs for pair in run.carried))
+    return Repeats(tuple(runs), like, times, handed_on)
 
 
 def _kind(node: Node) -> Hashable:
