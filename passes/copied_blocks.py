@@ -55,7 +55,7 @@ class CopiedBlocks:
         if node in self.begins:
             run, index = self.begins[node]
             if index <= TEMPLATE:
-                self.starts[index], self.template = next(reversed(self.emitter.graph.nodes)), None
+                self.starts[index], self.template = next(iter(reversed(self.emitter.graph.nodes))), None
                 return False
             if index == TEMPLATE + 1:
                 self.template = self._template(run)

@@ -223,10 +223,10 @@ def test_two_kinds_of_layers_take_turns():
 def test_programs_are_the_same_texts(name, hardware):
     """With two kinds of blocks, both are repeated."""
     family = registry.get(name)
-    config = family.with_layers(family.tiny_config(heads=4), 16)
+    config = family.with_layers(family.tiny_config(heads=4), 7 if family.single_layers_key is None else 15)
     traced = trace(family.build(config, device="meta"), (), family.grid_inputs(config, rows=8, columns=8, device="meta"), dynamic=False)
     found, apart = (partition(traced, ulysses=2, ring=2, options=options, machine=find_machine(hardware) if hardware else None) for options in (Options(), ONE_BY_ONE))
-    assert copies(found.inference.repeats) >= 8
+    assert copies(found.inference.repeats) >= 3
     assert found.solution.labels.cost == pytest.approx(apart.solution.labels.cost, rel=1e-9)
     assert text(found) == text(apart)
 
