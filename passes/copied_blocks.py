@@ -64,8 +64,13 @@ class CopiedBlocks:
         return node in self.written
 
     def _decided_alike(self, run: Run, index: int) -> bool:
-        """Whether a block has the labels of the one that is copied: where the cut switches between axes, blocks that are alike may have others."""
-        return all(self.labels.get(node) == self.labels.get(first) for node, first in zip(run.blocks[index], run.blocks[TEMPLATE], strict=True))
+        """Whether a block, and the one before it, have the labels that the copied one has, and differ between ranks where it does.
+
+        Where the cut switches between axes, blocks that are alike may have others.
+        """
+        own, copied = ((*run.blocks[i - 1], *run.blocks[i]) for i in (index, TEMPLATE))
+        diverging = self.emitter.diverging
+        return all(self.labels.get(node) == self.labels.get(first) and (node in diverging) == (first in diverging) for node, first in zip(own, copied, strict=True))
 
     def _template(self, run: Run) -> Template | None:
         """None for a block that does what others do not, or reads what has no counterpart."""
